@@ -1,0 +1,240 @@
+"""The settings: one table of names, defaults and help; the only reader of the environment.
+
+Knows nothing of what the settings do. A variable that is unset or empty takes its default. Wrong values stop the start
+with one line that names every wrong variable, what was expected and what was found.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from backend.errors import SettingsError
+
+if TYPE_CHECKING:
+    from model import EngineOptions
+
+MIB = 1 << 20
+
+
+class _Wrong(Exception):
+    """What was expected instead of the text at hand."""
+
+
+def _text(text: str) -> str:
+    return text
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"-?\d{1,18}", text, re.ASCII) or not low <= int(text) <= high:
+            raise _Wrong(f"a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def _number(low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise _Wrong(f"a number from {low:g} to {high:g}")
+        return value
+
+    return parse
+
+
+def _flag(text: str) -> bool:
+    value = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(text.lower())
+    if value is None:
+        raise _Wrong("true or false")
+    return value
+
+
+def _log_level(text: str) -> str:
+    if text.lower() not in ("debug", "info", "warning", "error"):
+        raise _Wrong("debug, info, warning or error")
+    return text.lower()
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text, re.ASCII):
+        raise _Wrong("auto, cpu, cuda or cuda:N")
+    return text
+
+
+def _url(text: str) -> str:
+    expected = _Wrong("an http or https address without a query, such as https://labels.example.com")
+    try:
+        parts = urlsplit(text)
+        _ = parts.port  # raises on one that is no number
+    except ValueError:
+        raise expected from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query or parts.fragment:
+        raise expected
+    return text.rstrip("/")
+
+
+def _folder(text: str) -> str:
+    if not Path(text).is_dir():
+        raise _Wrong("an existing folder")
+    return text
+
+
+def _secret(text: str) -> str:
+    if not text.isascii() or not text.isprintable():
+        raise _Wrong("printable ASCII characters")
+    return text
+
+
+def _setting(default: Any, help: str, parse: Callable[[str], Any]) -> Any:
+    return field(default=default, repr=parse is not _secret, metadata={"help": help, "parse": parse})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the environment asks for. The variable of a field is its name in upper case; secrets stay out of `repr`."""
+
+    checkpoint: str = _setting(
+        "auto",
+        "What finds the facings: `facings-nano`, `sam2.1_hiera_tiny`, `sam2.1_hiera_small`, `sam2.1_hiera_base_plus`, "
+        "`sam2.1_hiera_large`, or a path to weights (`.pt`, `.safetensors`). "
+        "`auto`: `sam2.1_hiera_large` with a GPU, else `facings-nano`.",
+        _text,
+    )
+    checkpoint_config: str | None = _setting(
+        None, "Network config of a checkpoint given by path: a name known to sam2, or a YAML file.", _text
+    )
+    device: str = _setting(
+        "auto", "Where the network runs: `auto`, `cpu`, `cuda` or `cuda:N`. `auto`: a GPU if there is one.", _device
+    )
+    cache_mb: int = _setting(
+        1024, "MiB of photo features kept, so that clicks on a known photo are quick.", _integer(0, 1 << 20)
+    )
+    score_threshold: float | None = _setting(
+        None,
+        "Boxes with a lower score are left out, 0 to 1. Unset: what the checkpoint was calibrated to. "
+        "`model_score_threshold` in a label config comes first.",
+        _number(0, 1),
+    )
+    max_detections: int = _setting(1000, "Most boxes given for one photo, best first.", _integer(1, 10_000))
+    host: str = _setting("0.0.0.0", "Address that the server listens on.", _text)  # noqa: S104  Label Studio is elsewhere
+    port: int = _setting(9090, "Port that the server listens on.", _integer(1, 65_535))
+    threads: int = _setting(32, "Requests that are answered at the same time.", _integer(4, 1000))
+    deadline_s: float = _setting(
+        90.0,
+        "Seconds until `/predict` answers with what is done. Label Studio itself gives up after 100 and then loses "
+        "everything.",
+        _number(1, 3600),
+    )
+    label_studio_url: str | None = _setting(
+        None,
+        "Address of Label Studio as seen from here. Unset: the one that Label Studio sends when it connects.",
+        _url,
+    )
+    label_studio_api_key: str | None = _setting(
+        None,
+        "Access token for photos, personal or legacy; needs `LABEL_STUDIO_URL`. Unset: the one that Label Studio sends "
+        "when it connects, which works while legacy tokens are enabled there.",
+        _secret,
+    )
+    basic_auth_user: str | None = _setting(
+        None, "User name asked of every client, except on `/webhook`, where Label Studio sends none.", _secret
+    )
+    basic_auth_pass: str | None = _setting(None, "Password that belongs to `BASIC_AUTH_USER`.", _secret)
+    allow_private_addresses: bool = _setting(
+        True,
+        "Whether photos may come from private networks. Link-local addresses, where clouds keep their metadata, are "
+        "always refused.",
+        _flag,
+    )
+    local_files_root: str | None = _setting(
+        None,
+        "Folder that Label Studio's local files storage serves, when it is mounted here too. "
+        "Unset: such photos are asked of Label Studio.",
+        _folder,
+    )
+    max_photo_bytes: int = _setting(100_000_000, "Largest photo file that is fetched.", _integer(1, 1 << 40))
+    max_photo_pixels: int = _setting(
+        100_000_000, "Largest photo that is decoded, width × height.", _integer(1, 1 << 31)
+    )
+    photo_cache_mb: int = _setting(
+        256, "MiB of decoded photos kept, so that a click does not fetch its photo again.", _integer(0, 1 << 20)
+    )
+    fetch_timeout_s: float = _setting(20.0, "Seconds in which a photo has to arrive.", _number(0.1, 600))
+    max_request_mb: int = _setting(64, "Largest request body, in MiB.", _integer(1, 4096))
+    log_level: str = _setting("info", "Least severe events logged: `debug`, `info`, `warning` or `error`.", _log_level)
+
+    def __post_init__(self) -> None:
+        if self.label_studio_api_key is not None and self.label_studio_url is None:
+            raise SettingsError(
+                "LABEL_STUDIO_URL: expected the address that LABEL_STUDIO_API_KEY belongs to, so that the key goes "
+                "nowhere else, got none"
+            )
+        if (self.basic_auth_user is None) != (self.basic_auth_pass is None):
+            given, missing = ("USER", "PASS") if self.basic_auth_pass is None else ("PASS", "USER")
+            raise SettingsError(f"BASIC_AUTH_{missing}: expected a value next to BASIC_AUTH_{given}, got none")
+        if self.basic_auth_user is not None and ":" in self.basic_auth_user:
+            raise SettingsError("BASIC_AUTH_USER: expected a name without a colon, which basic auth cannot carry")
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """The settings that `environ`, by default the environment of this process, asks for. Raises SettingsError."""
+        environ = os.environ if environ is None else environ
+        values: dict[str, Any] = {}
+        wrong: list[str] = []
+        for setting in SETTINGS:
+            text = environ.get(setting.name, "").strip()
+            if not text:
+                continue
+            try:
+                values[setting.name.lower()] = setting.parse(text)
+            except _Wrong as expected:
+                actual = "something else" if setting.is_secret or "@" in text else repr(text)
+                wrong.append(f"{setting.name}: expected {expected}, got {actual}")
+        if wrong:
+            raise SettingsError("; ".join(wrong))
+        return cls(**values)
+
+    def engine_options(self) -> EngineOptions:
+        """The part that the engine takes."""
+        from model import EngineOptions
+
+        return EngineOptions(
+            checkpoint=self.checkpoint,
+            checkpoint_config=self.checkpoint_config,
+            device=self.device,
+            cache_bytes=self.cache_mb * MIB,
+            score_threshold=self.score_threshold,
+            max_detections=self.max_detections,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A row of the table. name: the environment variable. parse: raises when the text is wrong."""
+
+    name: str
+    default: Any
+    help: str
+    parse: Callable[[str], Any]
+
+    @property
+    def is_secret(self) -> bool:
+        """Whether the value must not be shown."""
+        return self.parse is _secret
+
+
+SETTINGS: tuple[Setting, ...] = tuple(
+    Setting(name=f.name.upper(), default=f.default, help=f.metadata["help"], parse=f.metadata["parse"])
+    for f in fields(Settings)
+)

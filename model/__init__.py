@@ -1,0 +1,30 @@
+"""Pixels in, boxes out: SAM 2 for facings on shelf photos. Knows nothing of Label Studio, HTTP or the environment."""
+
+from model.checkpoints import BUNDLED, OFFICIAL
+from model.engine import Engine, EngineOptions, EngineStats
+from model.types import (
+    CheckpointError,
+    DeadlineExceeded,
+    Detections,
+    EngineError,
+    Mask,
+    NotReady,
+    Photo,
+    Prompt,
+)
+
+__all__ = [
+    "BUNDLED",
+    "OFFICIAL",
+    "CheckpointError",
+    "DeadlineExceeded",
+    "Detections",
+    "Engine",
+    "EngineError",
+    "EngineOptions",
+    "EngineStats",
+    "Mask",
+    "NotReady",
+    "Photo",
+    "Prompt",
+]

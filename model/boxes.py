@@ -1,0 +1,71 @@
+"""Pure geometry of boxes: overlap, clipping, duplicate removal, and the box of a mask.
+
+Knows numpy, torch tensors and arithmetic; nothing of photos, tiles or networks. Boxes are xyxy, half-open.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torchvision.ops import batched_nms, nms
+
+from model.types import FloatArray
+
+__all__ = ["batched_nms", "clip_boxes", "iou_matrix", "mask_boxes", "nms", "stability_scores"]
+
+
+def iou_matrix(boxes_a: FloatArray, boxes_b: FloatArray) -> FloatArray:
+    """Intersection over union of every pair, float32 `[A, B]` in [0, 1]; zero where a box has no area."""
+    a, b = np.asarray(boxes_a, np.float32)[:, None], np.asarray(boxes_b, np.float32)[None]
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    intersection = np.clip(sides, 0, None).prod(-1)
+    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - intersection
+    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+
+
+def clip_boxes(boxes_xyxy: FloatArray, size_wh: tuple[int, int]) -> FloatArray:
+    """Boxes cut to `[0, width] × [0, height]`."""
+    return np.clip(boxes_xyxy, 0, np.array(size_wh * 2, np.float32)).astype(np.float32)
+
+
+def mask_boxes(logits: torch.Tensor, stride: float) -> torch.Tensor:
+    """Boxes `[P, 4]` of the masks `logits > 0`, read between the pixels of low-resolution logits `[P, h, w]`.
+
+    A mask's edge lies where the logits cross zero. The outermost crossing along each axis is found on the profile of
+    row or column maxima by linear interpolation between pixel centres, which is what enlarging the mask bilinearly
+    and thresholding it would find, without enlarging. Units: pixels of the tile, `stride` of them a cell.
+    An empty mask gives a box of zeros.
+    """
+    columns, rows = logits.amax(1), logits.amax(2)
+    x0, x1 = _outer_crossings(columns)
+    y0, y1 = _outer_crossings(rows)
+    boxes = torch.stack([x0, y0, x1, y1], 1) * stride
+    return torch.where((columns > 0).any(1)[:, None], boxes, boxes.new_zeros(()))
+
+
+def _outer_crossings(profile: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """First and last zero crossing of each profile `[P, n]`, in cells; the border where it is above zero there."""
+    profile = profile.float()
+    count = profile.shape[1]
+    inside = profile > 0
+    first = inside.int().argmax(1)
+    last = count - 1 - inside.flip(1).int().argmax(1)
+
+    def crossing(at: torch.Tensor, outside: torch.Tensor) -> torch.Tensor:
+        """Share of a cell between the centre at `at` (above zero) and the crossing towards `outside` (below)."""
+        above = profile.gather(1, at[:, None])[:, 0]
+        below = profile.gather(1, outside.clamp(0, count - 1)[:, None])[:, 0]
+        return (above / (above - below).clamp(min=1e-6)).clamp(0, 1)
+
+    start = torch.where(first > 0, first + 0.5 - crossing(first, first - 1), first.new_zeros((), dtype=torch.float32))
+    end = torch.where(
+        last < count - 1, last + 0.5 + crossing(last, last + 1), torch.full_like(last, count, dtype=torch.float32)
+    )
+    return start, end
+
+
+def stability_scores(logits: torch.Tensor, offset: float = 1.0) -> torch.Tensor:
+    """How little masks `[..., h, w]` change between thresholds ±offset, in [0, 1] (Segment Anything, section 5)."""
+    high = (logits > offset).sum((-1, -2), dtype=torch.int32)
+    low = (logits > -offset).sum((-1, -2), dtype=torch.int32)
+    return torch.where(low > 0, high / low.clamp(min=1), torch.ones_like(high, dtype=torch.float32))

@@ -1,0 +1,46 @@
+"""Where the network runs and in which precision, decided in one place. Knows torch only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """device: where tensors live. autocast: the dtype of the network's inner arithmetic, None for plain fp32.
+    encode_batch: tiles to encode at a time. reason: why, for the log."""
+
+    device: torch.device
+    autocast: torch.dtype | None
+    encode_batch: int
+    reason: str
+
+
+def has_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
+def choose_placement(requested: str) -> Placement:
+    """`auto`, `cpu`, `cuda` or `cuda:N` to a Placement. Raises ValueError for a device that is not there.
+
+    A CPU encodes one tile at a time: larger batches leave its caches and were slower for each tile when measured.
+    """
+    name = ("cuda" if has_gpu() else "cpu") if requested == "auto" else requested
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {requested!r}") from None
+    if device.type == "cuda":
+        if not has_gpu() or (device.index or 0) >= torch.cuda.device_count():
+            raise ValueError(f"device: {requested!r} was asked for; torch sees {torch.cuda.device_count()} GPUs")
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Placement(device=device, autocast=torch.bfloat16, encode_batch=16, reason="the GPU computes in bf16")
+        return Placement(device=device, autocast=None, encode_batch=16, reason="the GPU has no bf16: fp32")
+    if device.type != "cpu":
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {requested!r}")
+    capabilities = torch.cpu.get_capabilities()
+    if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"):
+        return Placement(device=device, autocast=torch.bfloat16, encode_batch=1, reason="the CPU computes in bf16")
+    return Placement(device=device, autocast=None, encode_batch=1, reason="the CPU has no bf16 instructions: fp32")

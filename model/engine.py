@@ -1,0 +1,493 @@
+"""The resident engine: photos and prompts in, Detections out.
+
+Knows the other modules of this package and wires them together; nothing of Label Studio, HTTP or the environment. Weights
+load once, in the background, on the one thread that ever touches the device. All public methods may be called from any
+thread and block until they have an answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal, TypeVar
+
+import cv2
+import numpy as np
+import torch
+
+from model import boxes as geometry
+from model import tiling
+from model.checkpoints import BUNDLED, Checkpoint, calibrated_threshold, find_checkpoint
+from model.device import choose_placement, has_gpu
+from model.feature_cache import FeatureCache
+from model.network import DECODE_BATCH, MASK_STRIDE, Features, Network, TilePrompt
+from model.proposer import point_grid
+from model.scheduler import Lane, Scheduler
+from model.tiling import Tile
+from model.types import BoolArray, CheckpointError, Detections, EngineError, FloatArray, Mask, NotReady, Photo, Prompt
+
+log = logging.getLogger(__name__)
+
+State = Literal["loading", "ready", "failed", "closed"]
+T = TypeVar("T")
+
+# The point grid of checkpoints without a head, as SAM2AutomaticMaskGenerator sets it by default.
+GRID_POINTS_PER_SIDE = 32
+GRID_MIN_SCORE = 0.8
+GRID_MIN_STABILITY = 0.95
+
+DUPLICATE_IOU = 0.5  # facings overlap little: two boxes that share more are one facing
+CUT_MARGIN = 4.0  # tile pixels: a box this close to an inner edge of its tile is cut
+SHELF_SHARE = 0.35  # a mask whose box covers more of the tile than this is no facing but the shelf
+WHOLE_UNIT_TOLERANCE = 0.1  # a larger mask is preferred when its predicted IoU is lower by no more than this
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """checkpoint: `auto`, a name of model.checkpoints, or the path of a `.pt` or `.safetensors` file.
+    checkpoint_config: network config of a path, when its name does not tell.
+    device: `auto`, `cpu`, `cuda` or `cuda:N`.
+    cache_bytes: bound of the feature cache.
+    score_threshold: default of `preannotate`; None takes the checkpoint's calibrated one.
+    max_detections: most boxes handed out for one photo.
+    """
+
+    checkpoint: str = "auto"
+    checkpoint_config: str | None = None
+    device: str = "auto"
+    cache_bytes: int = 1 << 30
+    score_threshold: float | None = None
+    max_detections: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.score_threshold is not None and not 0 <= self.score_threshold <= 1:
+            raise ValueError(f"score_threshold: expected a number in [0, 1], got {self.score_threshold!r}")
+        if self.max_detections < 1:
+            raise ValueError(f"max_detections: expected at least 1, got {self.max_detections!r}")
+        if self.cache_bytes < 0:
+            raise ValueError(f"cache_bytes: expected at least 0, got {self.cache_bytes!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineStats:
+    """Counters since the start; bytes and queue lengths now."""
+
+    cache_hits: int
+    cache_misses: int
+    cache_entries: int
+    cache_bytes: int
+    queued_interactive: int
+    queued_bulk: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Refinement:
+    """A request of the interactive lane."""
+
+    photo: Photo
+    prompts: Sequence[Prompt]
+    want_masks: bool
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Answer:
+    """One prompt's object: box in photo pixels, score, mask logits `[h, w]` of the tile when masks are wanted."""
+
+    box_xyxy: FloatArray
+    score: float
+    mask: Mask | None
+
+
+class Engine:
+    """One network, resident.
+
+    Returns at once; `wait_ready` waits for the weights. observe(name, value) is called on the device thread with
+    "queue_wait_interactive", "queue_wait_bulk", "encode", "propose" and "decode", all in seconds.
+    """
+
+    def __init__(self, options: EngineOptions, *, observe: Callable[[str, float], None] = lambda name, value: None) -> None:
+        self._options = options
+        self._observe = observe
+        self._cache: FeatureCache[Features] = FeatureCache(options.cache_bytes)
+        self._loaded = threading.Event()
+        self._network: Network | None = None
+        self._checkpoint: Checkpoint | None = None
+        self._calibrated_threshold: float | None = None
+        self._failure: str | None = None
+        self._closed = False
+        self._scheduler: Scheduler[_Refinement, Detections] = Scheduler(
+            start_up=self._load, answer=self._refine_together, observe=observe
+        )
+
+    # -- what is known without waiting -------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        if self._closed:
+            return "closed"
+        if not self._loaded.is_set():
+            return "loading"
+        return "failed" if self._failure else "ready"
+
+    @property
+    def failure(self) -> str | None:
+        """Why the engine will never be ready, in one line, or None."""
+        return self._failure
+
+    @property
+    def name(self) -> str:
+        """Name of the checkpoint; the requested one until it is known."""
+        return self._checkpoint.name if self._checkpoint else self._options.checkpoint
+
+    @property
+    def version(self) -> str:
+        """Changes exactly when the boxes may: the weights' hash and the options that change boxes. Never blocks;
+        `<name>-loading` until the weights' file is known."""
+        if self._checkpoint is None:
+            return f"{self._options.checkpoint}-loading"
+        changed = [
+            f"{name}={value}"
+            for name, value in (
+                ("score_threshold", self._options.score_threshold),
+                ("max_detections", self._options.max_detections),
+            )
+            if value != getattr(EngineOptions, name)
+        ]
+        suffix = "-" + hashlib.sha256(",".join(changed).encode()).hexdigest()[:4] if changed else ""
+        return self._checkpoint.version + suffix
+
+    @property
+    def score_threshold(self) -> float:
+        """The default threshold in force: the option, else the checkpoint's calibrated one, else 0."""
+        if self._options.score_threshold is not None:
+            return self._options.score_threshold
+        return self._calibrated_threshold or 0.0
+
+    def stats(self) -> EngineStats:
+        cache = self._cache.stats()
+        return EngineStats(
+            cache_hits=cache.hits,
+            cache_misses=cache.misses,
+            cache_entries=cache.entries,
+            cache_bytes=cache.nbytes,
+            queued_interactive=self._scheduler.queued("interactive"),
+            queued_bulk=self._scheduler.queued("bulk"),
+        )
+
+    # -- work --------------------------------------------------------------------------------------------------------
+
+    def wait_ready(self, timeout_s: float | None = None) -> None:
+        """Blocks until the engine can answer. Raises NotReady, with the reason, on failure or after `timeout_s`."""
+        if self._closed:
+            raise NotReady("the engine is closed")
+        if not self._loaded.wait(timeout_s):
+            raise NotReady(f"checkpoint {self.name!r} is still loading")
+        if self._failure:
+            raise NotReady(self._failure)
+
+    def preannotate(
+        self,
+        photo: Photo,
+        *,
+        score_threshold: float | None = None,
+        lane: Lane = "bulk",
+        deadline: float | None = None,
+    ) -> Detections:
+        """All facings of the photo with a score of at least `score_threshold` (None: the default), best first.
+
+        deadline: a time.monotonic() value. Raises DeadlineExceeded when it passes first, NotReady when the engine failed.
+        """
+        self._wait_ready_until(deadline)
+        found = self._scheduler.run(self._preannotate(photo), lane=lane, deadline=deadline)
+        return found.above(self.score_threshold if score_threshold is None else score_threshold)
+
+    def refine(
+        self, photo: Photo, prompts: Sequence[Prompt], *, want_masks: bool = False, deadline: float | None = None
+    ) -> Detections:
+        """One box for each prompt, in order, tight around the object it names; with `want_masks` its mask too.
+
+        A prompt whose object was not found gets its own box back, or an empty box at its point, with score 0.
+        Raises as `preannotate` does.
+        """
+        self._wait_ready_until(deadline)
+        request = _Refinement(photo=photo, prompts=tuple(prompts), want_masks=want_masks)
+        return self._scheduler.ask(request, deadline=deadline)
+
+    def close(self) -> None:
+        """Stops the device thread; whatever waits is refused with NotReady."""
+        self._closed = True
+        self._scheduler.close()
+
+    def _wait_ready_until(self, deadline: float | None) -> None:
+        self.wait_ready(None if deadline is None else max(0.0, deadline - time.monotonic()))
+
+    # -- on the device thread ----------------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        began = time.monotonic()
+        try:
+            placement = choose_placement(self._options.device)
+            checkpoint = find_checkpoint(
+                self._options.checkpoint, config=self._options.checkpoint_config, has_gpu=placement.device.type == "cuda"
+            )
+            self._checkpoint = checkpoint
+            self._calibrated_threshold = calibrated_threshold(checkpoint)
+            self._network = Network(checkpoint, placement)
+            self._warm_up()
+        except (EngineError, ValueError) as error:
+            self._failure = str(error)
+            log.error("engine failed: %s", error)
+        except Exception as error:
+            self._failure = f"checkpoint {self.name!r} could not be loaded: {type(error).__name__}: {error}".splitlines()[0]
+            log.exception("engine failed")
+        else:
+            seconds = time.monotonic() - began
+            log.info("engine ready version=%s device=%s (%s) seconds=%.1f", self.version, placement.device, placement.reason, seconds)
+        finally:
+            self._loaded.set()
+
+    def _warm_up(self) -> None:
+        """The first call of each kind is slow; better now than at an annotator's first click."""
+        grey = Photo(pixels=np.full((64, 64, 3), 128, np.uint8))
+        self._refine_together([_Refinement(photo=grey, prompts=[_click(32, 32), _box(8, 8, 56, 56)], want_masks=False)])
+
+    @property
+    def _net(self) -> Network:
+        if self._network is None:
+            raise NotReady(self._failure or f"checkpoint {self.name!r} is still loading")
+        return self._network
+
+    def _features(self, photo: Photo, tiles: Sequence[Tile]) -> list[Features]:
+        """Features of the tiles, from the cache where they are known, else encoded in one batch."""
+        known = {tile: self._cache.get((photo.digest, tile)) for tile in tiles}
+        missing = [tile for tile, features in known.items() if features is None]
+        if missing:
+            with self._timed("encode"):
+                encoded = self._net.encode(photo.pixels, missing)
+            for tile, features in zip(missing, encoded, strict=True):
+                self._cache.put((photo.digest, tile), features)
+                known[tile] = features
+        return [features for tile in tiles if (features := known[tile]) is not None]
+
+    def _preannotate(self, photo: Photo) -> Generator[None, None, Detections]:
+        """Yields between batches, so that interactive work can overtake."""
+        network = self._net
+        boxes: list[FloatArray] = []
+        scores: list[FloatArray] = []
+        for tiles in _batches(tiling.dense_tiles(photo.size_wh, network.size), network.encode_batch):
+            for features in self._features(photo, tiles):
+                if features.proposal_boxes is not None and features.proposal_scores is not None:
+                    found, confidence = features.proposal_boxes, features.proposal_scores
+                else:
+                    found, confidence = yield from self._ask_grid(features)
+                found = geometry.clip_boxes(features.tile.to_photo(found), photo.size_wh)
+                keep = ~features.tile.is_cut(found, photo.size_wh, CUT_MARGIN) & (found[:, 2:] - found[:, :2] >= 1).all(1)
+                boxes.append(found[keep])
+                scores.append(confidence[keep])
+            yield
+        with self._timed("propose"):
+            return self._merge(np.concatenate(boxes), np.concatenate(scores))
+
+    def _merge(self, boxes: FloatArray, scores: FloatArray) -> Detections:
+        """One box for each facing from the boxes of all tiles, best first."""
+        keep = geometry.nms(torch.from_numpy(boxes), torch.from_numpy(scores), DUPLICATE_IOU).numpy()
+        keep = keep[: self._options.max_detections]
+        return Detections(boxes_xyxy=boxes[keep], scores=scores[keep])
+
+    def _ask_grid(self, features: Features) -> Generator[None, None, tuple[FloatArray, FloatArray]]:
+        """Boxes of everything that a grid of points finds in one tile, for checkpoints without a proposal head."""
+        boxes: list[torch.Tensor] = []
+        scores: list[torch.Tensor] = []
+        yes = np.ones(1, np.bool_)
+        points = point_grid(GRID_POINTS_PER_SIDE, self._net.size).numpy()
+        for batch in _batches(points, DECODE_BATCH):
+            prompts = [
+                TilePrompt(features=features, points_xy=point[None], is_foreground=yes, box_xyxy=None) for point in batch
+            ]
+            with self._timed("decode"):
+                logits, iou = self._net.decode(prompts, multimask=True)
+                logits, iou = logits.flatten(0, 1), iou.flatten(0, 1)
+                keep = iou > GRID_MIN_SCORE
+                logits, iou = logits[keep], iou[keep]
+                keep = geometry.stability_scores(logits) >= GRID_MIN_STABILITY
+                boxes.append(geometry.mask_boxes(logits[keep], MASK_STRIDE).cpu())
+                scores.append(iou[keep].clamp(0, 1).cpu())
+            yield
+        return torch.cat(boxes).numpy(), torch.cat(scores).numpy()
+
+    def _refine_together(self, requests: Sequence[_Refinement]) -> list[Detections | Exception]:
+        """Answers all waiting requests; their prompts share the decoder's calls. One that fails costs no other."""
+        answers: dict[int, list[_Answer] | Exception] = {}
+        tiled: list[tuple[int, int, TilePrompt]] = []
+        for number, request in enumerate(requests):
+            try:
+                own = [(number, place, self._on_tile(request.photo, prompt)) for place, prompt in enumerate(request.prompts)]
+            except Exception as error:
+                answers[number] = error
+            else:
+                tiled += own
+        found: dict[tuple[int, int], _Answer] = {}
+        try:
+            for group in _same_tokens(tiled):
+                for batch in _batches(group, DECODE_BATCH):
+                    with self._timed("decode"):
+                        found.update(self._decode(batch, requests))
+        except Exception as error:
+            answers.update({number: error for number, _, _ in tiled})
+        result: list[Detections | Exception] = []
+        for number, request in enumerate(requests):
+            failure = answers.get(number)
+            if isinstance(failure, Exception):
+                result.append(failure)
+            else:
+                result.append(_detections([found[number, place] for place in range(len(request.prompts))], request))
+        return result
+
+    def _on_tile(self, photo: Photo, prompt: Prompt) -> TilePrompt:
+        """The prompt in the pixels of the tile that suits it."""
+        size = self._net.size
+        if prompt.box_xyxy is not None:
+            tile = tiling.tile_for_box(prompt.box_xyxy, photo.size_wh, size)
+        else:
+            tile = tiling.tile_for_points(prompt.points_xy, photo.size_wh, size)
+        box = None if prompt.box_xyxy is None else tile.to_tile(prompt.box_xyxy.reshape(2, 2)).reshape(4)
+        return TilePrompt(
+            features=self._features(photo, [tile])[0],
+            points_xy=tile.to_tile(prompt.points_xy),
+            is_foreground=prompt.is_foreground,
+            box_xyxy=box,
+        )
+
+    def _decode(
+        self, batch: Sequence[tuple[int, int, TilePrompt]], requests: Sequence[_Refinement]
+    ) -> Iterator[tuple[tuple[int, int], _Answer]]:
+        """Decodes prompts with equally many tokens and reads each one's object from the mask that suits a facing."""
+        prompts = [prompt for _, _, prompt in batch]
+        logits, iou = self._net.decode(prompts, multimask=prompts[0].is_click)
+        chosen = choose_masks(geometry.mask_boxes(logits.flatten(0, 1), MASK_STRIDE).view(*iou.shape, 4), iou, self._net.size)
+        rows = torch.arange(len(prompts), device=iou.device)
+        best, scores = logits[rows, chosen].cpu().numpy(), iou[rows, chosen].clamp(0, 1).cpu().numpy()
+        for (number, place, prompt), plane, score in zip(batch, best, scores, strict=True):
+            request = requests[number]
+            yield (number, place), _read_object(prompt, plane, float(score), request)
+
+    def _timed(self, name: str) -> _Timer:
+        return _Timer(name, self._observe)
+
+
+class _Timer:
+    def __init__(self, name: str, observe: Callable[[str, float], None]) -> None:
+        self._name, self._observe = name, observe
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._observe(self._name, time.monotonic() - self._began)
+
+
+def choose_masks(boxes: torch.Tensor, iou: torch.Tensor, size: int) -> torch.Tensor:
+    """Which of each prompt's masks is the facing: index `[P]` from boxes `[P, M, 4]` and predicted IoU `[P, M]`.
+
+    SAM 2 answers a single click with three masks, often a part (the label), the unit, and the whole shelf. Masks that fill
+    more than SHELF_SHARE of the tile are set aside; of the rest the largest wins whose predicted IoU is within
+    WHOLE_UNIT_TOLERANCE of the best, because an annotator who clicks on a label means the product.
+    """
+    areas = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
+    is_shelf = areas > SHELF_SHARE * size * size
+    is_shelf &= ~is_shelf.all(1, keepdim=True)
+    usable = iou.masked_fill(is_shelf | (areas == 0), -1.0)
+    close = usable >= usable.max(1, keepdim=True).values - WHOLE_UNIT_TOLERANCE
+    return areas.masked_fill(~close, -1.0).argmax(1)
+
+
+def _read_object(prompt: TilePrompt, plane: FloatArray, score: float, request: _Refinement) -> _Answer:
+    """The object of one mask plane `[h, w]`: the connected part that the prompt touches, its box and its mask."""
+    tile, photo = prompt.features.tile, request.photo
+    part = _touched_part(plane > 0, prompt)
+    if part is None:
+        box, score = _box_of_prompt(prompt), 0.0
+    else:
+        plane = np.where(part, plane, np.minimum(plane, -1e-3))
+        box = geometry.mask_boxes(torch.from_numpy(plane)[None], MASK_STRIDE).numpy()[0]
+    box = geometry.clip_boxes(tile.to_photo(box), photo.size_wh)
+    mask = _mask_in_photo(plane, box, tile) if request.want_masks else None
+    return _Answer(box_xyxy=box, score=score, mask=mask)
+
+
+def _touched_part(mask: BoolArray, prompt: TilePrompt) -> BoolArray | None:
+    """The connected part of `mask` under the first foreground point, else the one with most pixels in the prompt's box,
+    else the largest; None for an empty mask."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    if count < 2:
+        return None
+    height, width = mask.shape
+    for point in prompt.points_xy[prompt.is_foreground]:
+        x, y = np.clip((point / MASK_STRIDE).astype(int), 0, (width - 1, height - 1))
+        if labels[y, x]:
+            return np.asarray(labels == labels[y, x])
+    if prompt.box_xyxy is not None:
+        x0, y0, x1, y1 = (prompt.box_xyxy / MASK_STRIDE).round().astype(int).clip(0, max(height, width))
+        inside = np.bincount(labels[y0:y1, x0:x1].ravel(), minlength=count)[1:]
+        if inside.any():
+            return np.asarray(labels == 1 + inside.argmax())
+    return np.asarray(labels == 1 + stats[1:, cv2.CC_STAT_AREA].argmax())
+
+
+def _box_of_prompt(prompt: TilePrompt) -> FloatArray:
+    if prompt.box_xyxy is not None:
+        return prompt.box_xyxy
+    return np.tile(prompt.points_xy[prompt.is_foreground][0], 2)
+
+
+def _mask_in_photo(plane: FloatArray, box: FloatArray, tile: Tile) -> Mask:
+    """The mask `plane > 0` at the photo's resolution, enlarged bilinearly inside its box only."""
+    left, top = np.floor(box[:2]).astype(int)
+    right, bottom = np.maximum(np.ceil(box[2:]).astype(int), (left + 1, top + 1))
+    cells_per_pixel = tile.scale / MASK_STRIDE
+    shift = [(origin + 0.5 - start) * cells_per_pixel - 0.5 for origin, start in ((left, tile.left), (top, tile.top))]
+    to_cell = np.array([[cells_per_pixel, 0, shift[0]], [0, cells_per_pixel, shift[1]]], np.float32)
+    enlarged = cv2.warpAffine(
+        plane.astype(np.float32),
+        to_cell,
+        (int(right - left), int(bottom - top)),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    return Mask(bitmap=np.asarray(enlarged > 0), left=int(left), top=int(top))
+
+
+def _detections(answers: Sequence[_Answer], request: _Refinement) -> Detections:
+    masks = [answer.mask for answer in answers if answer.mask is not None] if request.want_masks else None
+    return Detections(
+        boxes_xyxy=np.array([answer.box_xyxy for answer in answers], np.float32).reshape(-1, 4),
+        scores=np.array([answer.score for answer in answers], np.float32),
+        masks=masks,
+    )
+
+
+def _same_tokens(tiled: Iterable[tuple[int, int, TilePrompt]]) -> list[list[tuple[int, int, TilePrompt]]]:
+    """Prompts grouped by kind and number of tokens: only those can share a call without changing each other's answer."""
+    groups: dict[tuple[int, bool], list[tuple[int, int, TilePrompt]]] = {}
+    for entry in tiled:
+        groups.setdefault((len(entry[2].tokens()[1]), entry[2].is_click), []).append(entry)
+    return list(groups.values())
+
+
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def _click(x: float, y: float) -> Prompt:
+    return Prompt(points_xy=np.array([[x, y]], np.float32), is_foreground=np.ones(1, np.bool_))
+
+
+def _box(x0: float, y0: float, x1: float, y1: float) -> Prompt:
+    return Prompt(box_xyxy=np.array([x0, y0, x1, y1], np.float32))

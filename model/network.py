@@ -1,0 +1,292 @@
+"""The only importer of sam2: builds a network once, encodes tiles into Features, decodes prompts into masks and scores.
+
+Knows tensors and tiles; nothing of photos' whereabouts, merging or queues. State travels as a value: `encode` returns
+frozen Features, `decode` takes them, and nothing is remembered in between. Preprocessing, prompt tokens and the choice
+between one and three masks are those of sam2's SAM2ImagePredictor (facebookresearch/sam2 at 2b90b9f).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sam2
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
+from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from model.checkpoints import BUNDLED_CONFIG, Checkpoint, read_weights
+from model.device import Placement
+from model.proposer import peaks
+from model.tiling import Tile
+from model.types import BoolArray, CheckpointError, FloatArray, PixelArray
+
+MASK_STRIDE = 4  # tile pixels for each cell of the decoder's logits
+MAX_PROPOSALS = 600  # of one tile, before anything is merged
+PROPOSAL_FLOOR = 0.02  # weaker proposals are never asked for
+DECODE_BATCH = 64  # prompts that share one call of the decoder
+
+_PIXEL_MEAN = (0.485, 0.456, 0.406)
+_PIXEL_DEVIATION = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureMaps:
+    """What the encoder makes of images: `finest` `[B, C, h/4, w/4]` for the proposal head, `embedding`
+    `[B, C, h/16, w/16]` and `high_res` (strides 4 and 8) for the mask decoder."""
+
+    finest: torch.Tensor
+    embedding: torch.Tensor
+    high_res: tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Features:
+    """What `encode` made of one tile: all that prompts need, and the proposals when the checkpoint has a head.
+
+    embedding `[C, S/16, S/16]`, high_res `[C/8, S/4, S/4]` and `[C/4, S/8, S/8]`, on the device.
+    proposal_boxes float32 `[N, 4]` in tile pixels with proposal_scores `[N]`, strongest first; None without a head.
+    """
+
+    tile: Tile
+    embedding: torch.Tensor
+    high_res: tuple[torch.Tensor, torch.Tensor]
+    proposal_boxes: FloatArray | None
+    proposal_scores: FloatArray | None
+
+    @property
+    def nbytes(self) -> int:
+        arrays: Iterable[Any] = (self.embedding, *self.high_res, self.proposal_boxes, self.proposal_scores)
+        return sum(array.nbytes for array in arrays if array is not None)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TilePrompt:
+    """A prompt on the tile of `features`, in tile pixels: points `[N, 2]`, foreground or not `[N]`, box `[4]` or None."""
+
+    features: Features
+    points_xy: FloatArray
+    is_foreground: BoolArray
+    box_xyxy: FloatArray | None
+
+    @property
+    def is_click(self) -> bool:
+        """One foreground point alone: what it means is ambiguous, so all three masks are of interest."""
+        return self.box_xyxy is None and len(self.points_xy) == 1
+
+    def tokens(self) -> tuple[FloatArray, np.ndarray]:
+        """SAM's points `[T, 2]` and labels `[T]`: box corners first (2 and 3), then points (1 or 0)."""
+        corners = np.zeros((0, 2), np.float32) if self.box_xyxy is None else self.box_xyxy.reshape(2, 2)
+        labels = np.concatenate([np.array([2, 3][: len(corners)], np.int32), self.is_foreground.astype(np.int32)])
+        return np.concatenate([corners, self.points_xy]).astype(np.float32), labels
+
+
+class FacingsModule(nn.Module):
+    """SAM 2 as sam2 builds it, and the proposal head where the checkpoint has one."""
+
+    def __init__(self, sam: nn.Module, proposal_head: nn.Module | None) -> None:
+        super().__init__()
+        self.sam: Any = sam
+        self.proposal_head: Any = proposal_head
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def features(self, images: torch.Tensor) -> FeatureMaps:
+        """Normalised images `[B, 3, H, W]` to feature maps, as SAM2ImagePredictor.set_image makes them."""
+        sam = self.sam
+        finest, middle, embedding = sam.image_encoder(images)["backbone_fpn"]
+        high_res = sam.sam_mask_decoder.conv_s0(finest), sam.sam_mask_decoder.conv_s1(middle)
+        if sam.directly_add_no_mem_embed:
+            embedding = embedding + sam.no_mem_embed.view(1, -1, 1, 1)
+        return FeatureMaps(finest=finest, embedding=embedding, high_res=high_res)
+
+    def all_masks(
+        self,
+        maps: FeatureMaps,
+        rows: torch.Tensor,
+        coords: torch.Tensor,
+        labels: torch.Tensor,
+        *,
+        canvas_offset: tuple[int, int],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """All four masks of each prompt (the single one first) and their predicted IoU, for training.
+
+        rows `[P]`: the picture of each prompt. coords `[P, T, 2]` in pixels of the tile; labels `[P, T]`.
+        canvas_offset: cell (x, y) of the tile where the features begin; they may be smaller than a tile.
+        Returns logits `[P, 4, h/4, w/4]` and `[P, 4]`.
+        """
+        prompt_encoder = self.sam.sam_prompt_encoder
+        sparse, dense = prompt_encoder(points=(coords, labels), boxes=None, masks=None)
+        height, width = maps.embedding.shape[-2:]
+        x, y = canvas_offset
+        logits, iou, _, _ = self.sam.sam_mask_decoder.predict_masks(
+            image_embeddings=maps.embedding[rows],
+            image_pe=prompt_encoder.get_dense_pe()[..., y : y + height, x : x + width],
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense[..., :height, :width],
+            repeat_image=False,
+            high_res_features=[level[rows] for level in maps.high_res],
+        )
+        return logits, iou
+
+
+def build_module(config: str) -> FacingsModule:
+    """An untrained network: `facings-nano`, a config of the sam2 package by its name there, or a YAML file's path.
+
+    sam2's own post-processing switches (dynamic fall-back to the three masks) are on, as build_sam2 sets them.
+    Raises CheckpointError when there is no such config.
+    """
+    if config == BUNDLED_CONFIG:
+        path = Path(__file__).with_name("facings_nano.yaml")
+    else:
+        packaged = Path(sam2.__file__).parent / config
+        path = packaged if packaged.is_file() else Path(config)
+    try:
+        tree = OmegaConf.load(path)
+        if not isinstance(tree, DictConfig) or "model" not in tree:
+            raise CheckpointError(f"network config {config!r}: expected a YAML file with a key 'model'")
+        if config != BUNDLED_CONFIG:
+            extra = {"dynamic_multimask_via_stability": True, "dynamic_multimask_stability_delta": 0.05}
+            OmegaConf.update(tree, "model.sam_mask_decoder_extra_args", extra, force_add=True)
+        head = tree.get("proposal_head")
+        return FacingsModule(instantiate(tree.model), instantiate(head) if head is not None else None)
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"network config {config!r}: expected {BUNDLED_CONFIG!r}, a config of sam2 or a YAML file; no such file"
+        ) from None
+    except (OmegaConfBaseException, TypeError) as error:
+        raise CheckpointError(f"network config {config!r}: {str(error).splitlines()[0]}") from error
+
+
+def load_weights(module: FacingsModule, tensors: dict[str, torch.Tensor], source: str) -> None:
+    """Strictly: every tensor of the network from the file and none left over. Raises CheckpointError naming the first.
+
+    Meta's files hold SAM 2 alone; those of `facings train` hold it under `sam.`, with the proposal head beside it.
+    """
+    target: nn.Module = module if any(name.startswith("sam.") for name in tensors) else module.sam
+    wanted = target.state_dict()
+    missing, surplus = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    misfits = [name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape]
+    if missing or surplus or misfits:
+        example = next(iter(misfits or missing or surplus))
+        raise CheckpointError(
+            f"checkpoint {source!r} does not fit its network: {len(missing)} tensors missing, {len(surplus)} not in the"
+            f" network, {len(misfits)} of another shape (for example {example!r}); is the config the right one?"
+        )
+    target.load_state_dict(tensors)
+
+
+class Network:
+    """A loaded network on its device. Not locked: one thread uses it (see model.scheduler)."""
+
+    def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
+        module = build_module(checkpoint.config)
+        load_weights(module, read_weights(checkpoint.weights), checkpoint.weights.name)
+        module.eval().requires_grad_(False)
+        _fold_batch_norm(module)
+        self._module = module.to(placement.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._placement = placement
+        self._mean = torch.tensor(_PIXEL_MEAN, device=placement.device).view(3, 1, 1)
+        self._deviation = torch.tensor(_PIXEL_DEVIATION, device=placement.device).view(3, 1, 1)
+
+    @property
+    def size(self) -> int:
+        """Side of the square input in pixels."""
+        return int(self._module.sam.image_size)
+
+    @property
+    def has_proposals(self) -> bool:
+        """Whether the checkpoint has a learned proposal head."""
+        return self._module.proposal_head is not None
+
+    @property
+    def encode_batch(self) -> int:
+        """Tiles that one call of `encode` should be given."""
+        return self._placement.encode_batch
+
+    def encode(self, pixels: PixelArray, tiles: Sequence[Tile]) -> list[Features]:
+        """Features of each tile of the photo `pixels`, uint8 `[H, W, 3]`, in one batch."""
+        with torch.inference_mode(), self._autocast():
+            photo = torch.from_numpy(np.asarray(pixels).copy() if not pixels.flags.writeable else pixels)
+            images = torch.stack([self._tile_image(photo, tile) for tile in tiles])
+            maps = self._module.features(images.contiguous(memory_format=torch.channels_last))
+            boxes: list[FloatArray | None] = [None] * len(tiles)
+            scores: list[FloatArray | None] = [None] * len(tiles)
+            if self.has_proposals:
+                found, confidence = peaks(*self._module.proposal_head(maps.finest), limit=MAX_PROPOSALS)
+                for row in range(len(tiles)):
+                    strong = confidence[row] > PROPOSAL_FLOOR
+                    boxes[row] = found[row][strong].clamp(0, self.size).cpu().numpy()
+                    scores[row] = confidence[row][strong].cpu().numpy()
+            dtype = self._placement.autocast or torch.float32
+            return [
+                Features(
+                    tile=tile,
+                    embedding=maps.embedding[row].to(dtype, copy=True),
+                    high_res=(maps.high_res[0][row].to(dtype, copy=True), maps.high_res[1][row].to(dtype, copy=True)),
+                    proposal_boxes=boxes[row],
+                    proposal_scores=scores[row],
+                )
+                for row, tile in enumerate(tiles)
+            ]
+
+    def decode(self, prompts: Sequence[TilePrompt], *, multimask: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mask logits `[P, M, S/4, S/4]` and predicted IoU `[P, M]` of prompts with equally many tokens, float32.
+
+        M is 3 with `multimask`, else 1. The tiles may differ.
+        """
+        device = self._placement.device
+        tokens = [prompt.tokens() for prompt in prompts]
+        coords = torch.from_numpy(np.stack([points for points, _ in tokens])).to(device)
+        labels = torch.from_numpy(np.stack([kinds for _, kinds in tokens])).to(device)
+        sam = self._module.sam
+        with torch.inference_mode(), self._autocast():
+            # SAM2ImagePredictor passes boxes as corner points too, which adds one padding token to every prompt
+            sparse, dense = sam.sam_prompt_encoder(points=(coords, labels), boxes=None, masks=None)
+            logits, iou, _, _ = sam.sam_mask_decoder(
+                image_embeddings=torch.stack([prompt.features.embedding for prompt in prompts]),
+                image_pe=sam.sam_prompt_encoder.get_dense_pe(),
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=multimask,
+                repeat_image=False,
+                high_res_features=[torch.stack([prompt.features.high_res[i] for prompt in prompts]) for i in (0, 1)],
+            )
+            return logits.float(), iou.float()
+
+    def _autocast(self) -> torch.autocast:
+        dtype = self._placement.autocast
+        return torch.autocast(self._placement.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+    def _tile_image(self, photo: torch.Tensor, tile: Tile) -> torch.Tensor:
+        """The tile as normalised float `[3, S, S]`; beyond the photo it is zero, the mean colour."""
+        window = photo[tile.top : tile.top + tile.side, tile.left : tile.left + tile.side]
+        height, width = (max(1, round(extent * tile.scale)) for extent in window.shape[:2])
+        window = window.permute(2, 0, 1)[None].to(self._placement.device)
+        if window.device.type != "cpu":  # only the CPU resizes uint8 with antialiasing
+            window = window.float()
+        resized = functional.interpolate(window, (height, width), mode="bilinear", antialias=True)[0].float() / 255
+        image = resized.new_zeros(3, self.size, self.size)
+        image[:, :height, :width] = (resized - self._mean) / self._deviation
+        return image
+
+
+def _fold_batch_norm(module: nn.Module) -> None:
+    """Folds batch norms into the convolutions before them, in place; the answers stay the same."""
+    for part in module.modules():
+        if isinstance(part, nn.Sequential):
+            for index in range(len(part) - 1):
+                convolution, norm = part[index], part[index + 1]
+                if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                    part[index], part[index + 1] = fuse_conv_bn_eval(convolution, norm), nn.Identity()
+
+

@@ -1,0 +1,80 @@
+"""Where facings may be: the learned proposal head, and the point grid for checkpoints without one.
+
+Knows torch and geometry, neither sam2 nor photos: everything here is in the pixels of one tile.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from model.trunk import convolution
+
+STRIDE = 4  # pixels of the tile for each cell of the head's maps
+
+
+class ProposalHead(nn.Module):
+    """One box for each cell of the finest feature map: how surely a facing is centred here, and how far its edges are.
+
+    A centre heatmap with four distances (CenterNet, Zhou et al. 2019; distances as in FCOS, Tian et al. 2019).
+    """
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.tower = nn.Sequential(
+            convolution(in_channels, channels), nn.ReLU(), convolution(channels, channels), nn.ReLU()
+        )
+        self.centre = nn.Conv2d(channels, 1, kernel_size=1)
+        self.edges = nn.Conv2d(channels, 4, kernel_size=1)
+        nn.init.constant_(self.centre.bias, -4.6)  # type: ignore[arg-type]  # sigmoid 0.01: few cells are centres
+        nn.init.constant_(self.edges.bias, math.log(6.0))  # type: ignore[arg-type]
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features `[B, C, h, w]` to centre logits `[B, h, w]` and distances left, top, right, bottom `[B, 4, h, w]`.
+
+        Distances are in tile pixels and positive.
+        """
+        tower = self.tower(features)
+        # In bf16 the logarithm of a distance would be off by up to 1 %: the last, cheap step is done in fp32.
+        with torch.autocast(tower.device.type, enabled=False):
+            tower = tower.float()
+            distances = torch.exp(self.edges(tower).clamp(-3.0, 6.0)) * STRIDE
+            return self.centre(tower)[:, 0], distances
+
+
+def cell_centres_xy(height: int, width: int, *, device: torch.device) -> torch.Tensor:
+    """Tile pixel of each cell's centre, `[height, width, 2]`."""
+    ys = (torch.arange(height, device=device) + 0.5) * STRIDE
+    xs = (torch.arange(width, device=device) + 0.5) * STRIDE
+    return torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1)
+
+
+def boxes_of_cells(distances: torch.Tensor) -> torch.Tensor:
+    """Distances `[B, 4, h, w]` to boxes `[B, h, w, 4]`, xyxy in tile pixels."""
+    centres = cell_centres_xy(*distances.shape[2:], device=distances.device)
+    left_top = centres - distances[:, :2].permute(0, 2, 3, 1)
+    right_bottom = centres + distances[:, 2:].permute(0, 2, 3, 1)
+    return torch.cat([left_top, right_bottom], dim=-1)
+
+
+def peaks(centre_logits: torch.Tensor, distances: torch.Tensor, *, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `limit` strongest local maxima of each heatmap: boxes `[B, limit, 4]` and scores `[B, limit]`.
+
+    Cells that are no local maximum of their 3×3 neighbourhood score zero.
+    """
+    scores = centre_logits.sigmoid()
+    highest = functional.max_pool2d(scores[:, None], kernel_size=3, stride=1, padding=1)[:, 0]
+    scores = torch.where(scores == highest, scores, scores.new_zeros(()))
+    top_scores, cells = scores.flatten(1).topk(min(limit, scores[0].numel()), dim=1)
+    boxes = boxes_of_cells(distances).flatten(1, 2)
+    return boxes.gather(1, cells[..., None].expand(-1, -1, 4)), top_scores
+
+
+def point_grid(points_per_side: int, size: int) -> torch.Tensor:
+    """Evenly spread points `[points_per_side², 2]` over a square tile of `size` pixels, as SAM's mask generator does."""
+    offset = 0.5 / points_per_side
+    ticks = torch.linspace(offset, 1 - offset, points_per_side) * size
+    return torch.stack(torch.meshgrid(ticks, ticks, indexing="xy"), dim=-1).reshape(-1, 2)

@@ -1,0 +1,124 @@
+"""A large photo as overlapping square tiles, and the boxes of tiles as boxes of the photo.
+
+Knows numbers only. A 40-pixel facing of an 8-megapixel photo is lost when the whole photo is squeezed into a network's
+1,024 pixels, so the photo is also looked at through smaller windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from model.types import FloatArray
+
+#: Side of the tiles of each level, as a share of the photo's longer side. Level 0 shows the whole photo.
+LEVELS = (1.0, 0.58, 0.34)
+#: Levels that pre-annotation looks at; the finer ones serve prompts on small objects.
+DENSE_LEVELS = 2
+#: A prompt is answered from the level where its object takes up about this share of the tile's side.
+SUITED_SHARE = 0.15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """A square window of the photo that the network sees at `size` × `size` pixels.
+
+    left, top, side: photo pixels; the window may reach beyond the photo's right and bottom edge (filled with grey).
+    level: index into LEVELS.
+    """
+
+    left: int
+    top: int
+    side: int
+    size: int
+    level: int
+
+    @property
+    def scale(self) -> float:
+        """Tile pixels for each photo pixel."""
+        return self.size / self.side
+
+    def to_tile(self, points_xy: FloatArray) -> FloatArray:
+        """Photo pixels `[..., 2]` as tile pixels."""
+        return ((points_xy - np.array([self.left, self.top], np.float32)) * self.scale).astype(np.float32)
+
+    def to_photo(self, boxes_xyxy: FloatArray) -> FloatArray:
+        """Tile pixels `[..., 4]` as photo pixels."""
+        return (boxes_xyxy / self.scale + np.array([self.left, self.top] * 2, np.float32)).astype(np.float32)
+
+    def is_cut(self, boxes_xyxy: FloatArray, size_wh: tuple[int, int], margin: float) -> np.ndarray:
+        """Which boxes `[N, 4]` (photo pixels) end within `margin` tile pixels of an edge that the photo goes on behind.
+
+        Such a box may show part of an object only; a neighbouring tile sees it whole.
+        """
+        reach = margin / self.scale
+        width, height = size_wh
+        return np.asarray(
+            ((boxes_xyxy[:, 0] < self.left + reach) & (self.left > 0))
+            | ((boxes_xyxy[:, 1] < self.top + reach) & (self.top > 0))
+            | ((boxes_xyxy[:, 2] > self.left + self.side - reach) & (self.left + self.side < width))
+            | ((boxes_xyxy[:, 3] > self.top + self.side - reach) & (self.top + self.side < height))
+        )
+
+
+def tiles_of(size_wh: tuple[int, int], size: int, level: int) -> tuple[Tile, ...]:
+    """The tiles of one level, row by row; evenly spread, the last ones flush with the photo's edges.
+
+    A level that would enlarge the photo more than twofold has none.
+    """
+    longer = max(size_wh)
+    side = round(longer * LEVELS[level])
+    if level > 0 and side * 2 < size:
+        return ()
+    starts = [_starts(extent, side, overlap=side // 8) for extent in size_wh]
+    return tuple(Tile(left=x, top=y, side=side, size=size, level=level) for y in starts[1] for x in starts[0])
+
+
+def _starts(extent: int, side: int, overlap: int) -> list[int]:
+    if extent <= side:
+        return [0]
+    count = -(-(extent - overlap) // (side - overlap))
+    return [round(i * (extent - side) / (count - 1)) for i in range(count)]
+
+
+def dense_tiles(size_wh: tuple[int, int], size: int) -> tuple[Tile, ...]:
+    """All tiles that pre-annotation looks at."""
+    return tuple(tile for level in range(DENSE_LEVELS) for tile in tiles_of(size_wh, size, level))
+
+
+def tile_for_box(box_xyxy: FloatArray, size_wh: tuple[int, int], size: int) -> Tile:
+    """The tile in which an object of about this box is best seen: suited in size, whole, and far from the edges."""
+    longer_side = float(max(box_xyxy[2] - box_xyxy[0], box_xyxy[3] - box_xyxy[1]))
+    wanted = longer_side / SUITED_SHARE
+    levels = [(level, tiles) for level in range(len(LEVELS)) if (tiles := tiles_of(size_wh, size, level))]
+    by_fit = sorted(levels, key=lambda entry: abs(np.log(entry[1][0].side / wanted)))
+    for _, tiles in by_fit:
+        best = max(tiles, key=lambda tile: _margin(tile, box_xyxy, size_wh))
+        if _margin(best, box_xyxy, size_wh) >= 0.15 * longer_side:
+            return best
+    return levels[0][1][0]
+
+
+def tile_for_points(points_xy: FloatArray, size_wh: tuple[int, int], size: int) -> Tile:
+    """The finest tile of pre-annotation that holds all points, the one with most room around them."""
+    hull = np.concatenate([points_xy.min(0), points_xy.max(0)])
+    for level in reversed(range(DENSE_LEVELS)):
+        tiles = tiles_of(size_wh, size, level)
+        if tiles:
+            best = max(tiles, key=lambda tile: _margin(tile, hull, size_wh))
+            if _margin(best, hull, size_wh) >= 0.05 * best.side:
+                return best
+    return tiles_of(size_wh, size, 0)[0]
+
+
+def _margin(tile: Tile, box_xyxy: FloatArray, size_wh: tuple[int, int]) -> float:
+    """Least distance in photo pixels between the box and an edge of the tile that the photo goes on behind."""
+    distances: Sequence[float] = (
+        box_xyxy[0] - tile.left if tile.left > 0 else np.inf,
+        box_xyxy[1] - tile.top if tile.top > 0 else np.inf,
+        tile.left + tile.side - box_xyxy[2] if tile.left + tile.side < size_wh[0] else np.inf,
+        tile.top + tile.side - box_xyxy[3] if tile.top + tile.side < size_wh[1] else np.inf,
+    )
+    return float(min(distances))

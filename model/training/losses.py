@@ -1,0 +1,68 @@
+"""How far the network's answers are from the targets. Knows torch and tensors only."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+
+def centre_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Penalty-reduced focal loss of CenterNet (Zhou et al. 2019, eq. 1), divided by the number of centres.
+
+    logits, target: `[B, h, w]`; target is 1 at centres and falls off around them.
+    """
+    probability = logits.sigmoid().clamp(1e-4, 1 - 1e-4)
+    is_centre = target == 1
+    found = -(1 - probability) ** 2 * probability.log()
+    empty = -((1 - target) ** 4) * probability**2 * (1 - probability).log()
+    return torch.where(is_centre, found, empty).sum() / is_centre.sum().clamp(min=1)
+
+
+def box_iou_and_giou(boxes: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """IoU and generalised IoU (Rezatofighi et al. 2019) of paired xyxy boxes `[N, 4]`."""
+    area = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(1)
+    truth_area = (truth[:, 2:] - truth[:, :2]).prod(1)
+    overlap = (torch.minimum(boxes[:, 2:], truth[:, 2:]) - torch.maximum(boxes[:, :2], truth[:, :2])).clamp(min=0)
+    intersection = overlap.prod(1)
+    union = area + truth_area - intersection
+    hull = (torch.maximum(boxes[:, 2:], truth[:, 2:]) - torch.minimum(boxes[:, :2], truth[:, :2])).prod(1)
+    iou = intersection / union.clamp(min=1e-6)
+    return iou, iou - (hull - union) / hull.clamp(min=1e-6)
+
+
+def box_loss(boxes: torch.Tensor, truth: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Mean of 1 - GIoU, weighted; boxes and truth `[B, h, w, 4]`, weight `[B, h, w]` (1 in total for each facing)."""
+    cells = weight > 0
+    _, giou = box_iou_and_giou(boxes[cells], truth[cells])
+    return ((1 - giou) * weight[cells]).sum() / weight.sum().clamp(min=1)
+
+
+def window_weights(boxes_xyxy: torch.Tensor, height: int, width: int, stride: int) -> torch.Tensor:
+    """Weights `[P, height, width]` of mask cells: each object's surroundings (half a box side) share 1, the rest 0.2."""
+    grown = torch.cat([1.5 * boxes_xyxy[:, :2] - 0.5 * boxes_xyxy[:, 2:], 1.5 * boxes_xyxy[:, 2:] - 0.5 * boxes_xyxy[:, :2]], 1)
+    grown = grown / stride + torch.tensor([-2.0, -2.0, 2.0, 2.0], device=boxes_xyxy.device)
+    xs = torch.arange(width, device=boxes_xyxy.device) + 0.5
+    ys = torch.arange(height, device=boxes_xyxy.device) + 0.5
+    across = (xs > grown[:, 0:1]) & (xs < grown[:, 2:3])
+    down = (ys > grown[:, 1:2]) & (ys < grown[:, 3:4])
+    inside = (down[:, :, None] & across[:, None, :]).float()
+    return inside / inside.sum((1, 2), keepdim=True).clamp(min=1) + 0.2 / (height * width)
+
+
+def mask_losses(
+    logits: torch.Tensor, predicted_iou: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss of each mask against its object: cross-entropy in the object's surroundings and dice; and of its IoU guess.
+
+    logits `[P, M, h, w]`, predicted_iou `[P, M]`, target `[P, h, w]` in [0, 1], weight as `window_weights` gives.
+    Returns two `[P, M]`.
+    """
+    target = target[:, None].expand_as(logits)
+    entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    entropy = (entropy * weight[:, None]).sum((2, 3))
+    probability = logits.sigmoid()
+    dice = 1 - (2 * (probability * target).sum((2, 3)) + 1) / (probability.sum((2, 3)) + target.sum((2, 3)) + 1)
+    with torch.no_grad():
+        mask, truth = logits > 0, target > 0.5
+        iou = (mask & truth).sum((2, 3)) / (mask | truth).sum((2, 3)).clamp(min=1)
+    return entropy + dice, (predicted_iou - iou) ** 2

@@ -1,0 +1,169 @@
+"""The values that travel through the model: Photo, Prompt, Mask, Detections, and the errors of this package.
+
+Knows numpy only. All values are frozen, their arrays read-only, and they refuse impossible content, so that everything
+behind them can rely on it. Boxes are float32 `xyxy`, half-open, in photo pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+BoolArray = npt.NDArray[np.bool_]
+PixelArray = npt.NDArray[np.uint8]
+
+
+class EngineError(Exception):
+    """Base of the errors that the engine raises.
+
+    EngineError
+    ├── CheckpointError    the weights cannot be had, read or fitted to their network
+    ├── NotReady           the engine is still loading, or has failed to load
+    └── DeadlineExceeded   the caller's deadline passed before the answer was there
+    """
+
+
+class CheckpointError(EngineError):
+    """The weights cannot be had, read or fitted to their network."""
+
+
+class NotReady(EngineError):
+    """The engine is still loading, or has failed to load."""
+
+
+class DeadlineExceeded(EngineError):
+    """The caller's deadline passed before the answer was there."""
+
+
+def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Photo:
+    """A decoded photo.
+
+    pixels: uint8 `[H, W, 3]`, RGB, EXIF orientation already applied, H and W at least 1.
+    digest: hex digest of size and content; two photos with the same pixels share it.
+    """
+
+    pixels: PixelArray
+    digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        pixels = np.ascontiguousarray(self.pixels)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+            raise ValueError(f"pixels: expected uint8 [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
+        hasher = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
+        hasher.update(pixels.data)
+        object.__setattr__(self, "pixels", _read_only(pixels))
+        object.__setattr__(self, "digest", hasher.hexdigest())
+
+    @property
+    def size_wh(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.pixels.shape[1], self.pixels.shape[0]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prompt:
+    """What an annotator pointed at: points, at most one box, or both; all in photo pixels.
+
+    points_xy: float32 `[N, 2]`.
+    is_foreground: bool `[N]`; False marks a point that the object must not contain.
+    box_xyxy: float32 `[4]` with x0 < x1 and y0 < y1, or None.
+
+    At least one foreground point or a box is needed: background points alone name no object.
+    """
+
+    points_xy: FloatArray = field(default_factory=lambda: np.zeros((0, 2), np.float32))
+    is_foreground: BoolArray = field(default_factory=lambda: np.zeros(0, np.bool_))
+    box_xyxy: FloatArray | None = None
+
+    def __post_init__(self) -> None:
+        points = np.array(self.points_xy, np.float32).reshape(-1, 2)
+        is_foreground = np.array(self.is_foreground, np.bool_).reshape(-1)
+        if len(points) != len(is_foreground):
+            raise ValueError(f"is_foreground: expected {len(points)} values, one a point, got {len(is_foreground)}")
+        if not np.isfinite(points).all():
+            raise ValueError(f"points_xy: expected finite numbers, got {points.tolist()!r}")
+        if self.box_xyxy is not None:
+            box = np.array(self.box_xyxy, np.float32)
+            if box.shape != (4,) or not np.isfinite(box).all() or box[0] >= box[2] or box[1] >= box[3]:
+                raise ValueError(f"box_xyxy: expected [x0, y0, x1, y1] with x0 < x1 and y0 < y1, got {box.tolist()!r}")
+            object.__setattr__(self, "box_xyxy", _read_only(box))
+        elif not is_foreground.any():
+            raise ValueError("prompt: expected a box or at least one foreground point, got neither")
+        object.__setattr__(self, "points_xy", _read_only(points))
+        object.__setattr__(self, "is_foreground", _read_only(is_foreground))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Mask:
+    """The pixels of one object, cut to a window of the photo.
+
+    bitmap: bool `[h, w]`, True where the object is.
+    left, top: photo pixel of the window's corner.
+    """
+
+    bitmap: BoolArray
+    left: int
+    top: int
+
+    def __post_init__(self) -> None:
+        bitmap = np.asarray(self.bitmap)
+        if bitmap.dtype != np.bool_ or bitmap.ndim != 2:
+            raise ValueError(f"bitmap: expected bool [h, w], got {bitmap.dtype} {list(bitmap.shape)}")
+        object.__setattr__(self, "bitmap", _read_only(bitmap))
+
+    def in_photo(self, size_wh: tuple[int, int]) -> BoolArray:
+        """The mask as bool `[H, W]` of a whole photo."""
+        canvas = np.zeros((size_wh[1], size_wh[0]), np.bool_)
+        height, width = self.bitmap.shape
+        canvas[self.top : self.top + height, self.left : self.left + width] = self.bitmap
+        return canvas
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Detections:
+    """Boxes that are handed out.
+
+    boxes_xyxy: float32 `[N, 4]`, photo pixels, x0 <= x1 and y0 <= y1 (equal only for an answer that found nothing).
+    scores: float32 `[N]` in [0, 1].
+    masks: one for each box, or None when masks were not asked for.
+    """
+
+    boxes_xyxy: FloatArray
+    scores: FloatArray
+    masks: Sequence[Mask] | None = None
+
+    def __post_init__(self) -> None:
+        boxes = np.array(self.boxes_xyxy, np.float32).reshape(-1, 4)
+        scores = np.array(self.scores, np.float32).reshape(-1)
+        if len(boxes) != len(scores):
+            raise ValueError(f"scores: expected {len(boxes)} values, one a box, got {len(scores)}")
+        if not np.isfinite(boxes).all() or (boxes[:, :2] > boxes[:, 2:]).any():
+            raise ValueError("boxes_xyxy: expected finite x0 <= x1, y0 <= y1")
+        if not ((scores >= 0) & (scores <= 1)).all():
+            raise ValueError(f"scores: expected values in [0, 1], got {scores.min()} to {scores.max()}")
+        if self.masks is not None and len(self.masks) != len(boxes):
+            raise ValueError(f"masks: expected {len(boxes)}, one a box, got {len(self.masks)}")
+        object.__setattr__(self, "boxes_xyxy", _read_only(boxes))
+        object.__setattr__(self, "scores", _read_only(scores))
+
+    def __len__(self) -> int:
+        return len(self.boxes_xyxy)
+
+    def above(self, score_threshold: float) -> Detections:
+        """Those with a score of at least `score_threshold`, order kept."""
+        keep = np.flatnonzero(self.scores >= score_threshold)
+        masks = None if self.masks is None else tuple(self.masks[i] for i in keep)
+        return Detections(boxes_xyxy=self.boxes_xyxy[keep], scores=self.scores[keep], masks=masks)

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+
+from backend.label_config import parse_label_config
+from backend.prompts import prompts_from_context
+from model.types import Detections, Photo, Prompt
+from scripts import benchmark as command
+from scripts import benchmark_http
+
+
+class SleepyEngine:
+    """Counts what it is asked for; a photo takes a little longer than a click."""
+
+    version = "sleepy-1"
+
+    def __init__(self) -> None:
+        self.photos: Counter[str] = Counter()
+        self.clicked: list[str] = []
+
+    def preannotate(self, photo: Photo) -> Detections:
+        self.photos[photo.digest] += 1
+        time.sleep(0.02)
+        return Detections(boxes_xyxy=np.array([[0, 0, 9, 9]]), scores=np.ones(1))
+
+    def refine(self, photo: Photo, prompts: list[Prompt]) -> Detections:
+        self.clicked.append(photo.digest)
+        return Detections(boxes_xyxy=np.zeros((len(prompts), 4)), scores=np.ones(len(prompts)))
+
+
+@pytest.fixture
+def plain_shelf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Photos of noise: rendering a shelf takes a second."""
+
+    class Noise:
+        photo_rgb = np.random.default_rng(0).integers(0, 255, (1224, 1632, 3), np.uint8)
+
+    monkeypatch.setattr(command, "render_shelf", lambda seed, size_wh: Noise)
+    monkeypatch.setattr(command, "SECONDS_BETWEEN_CLICKS", 0.001)
+    monkeypatch.setattr(command, "IDLE_CLICKS", 5)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "median_s", "p95_s"), [([2.0], 2, 2), ([1.0, 3.0], 2, 2.9), (list(range(101)), 50, 95)]
+)
+def test_timing_is_median_and_95th_percentile(seconds: list[float], median_s: float, p95_s: float) -> None:
+    measured = command.timing(seconds)
+    assert (measured.median_s, measured.p95_s, measured.calls) == pytest.approx((median_s, p95_s, len(seconds)))
+
+
+@pytest.mark.usefixtures("plain_shelf")
+def test_photos_have_the_size_asked_for_and_none_comes_twice() -> None:
+    photos = list(itertools.islice(command.shelf_photos(0.5, seed=0), 4))
+    assert len({photo.digest for photo in photos}) == 4
+    width, height = photos[0].size_wh
+    assert width * height == pytest.approx(0.5e6, rel=0.01)
+
+
+@pytest.mark.usefixtures("plain_shelf")
+def test_known_clicks_are_on_photos_seen_before_and_new_ones_are_not() -> None:
+    engine = SleepyEngine()
+    result = command.measure_size(engine, 0.1, repeat=2)  # type: ignore[arg-type]
+    assert (result.preannotate.calls, result.click_new.calls, result.click_known.calls) == (2, 2, 2)
+    known, new = engine.clicked[0::2], engine.clicked[1::2]
+    assert set(known) <= set(engine.photos)
+    assert not set(new) & set(engine.photos)
+    assert result.facings == 1
+
+
+@pytest.mark.usefixtures("plain_shelf")
+def test_clicks_go_on_for_as_long_as_the_bulk_work_runs() -> None:
+    engine = SleepyEngine()
+    result = command.measure_engine_lanes(engine, photos=3)  # type: ignore[arg-type]
+    assert result.idle.calls == 5
+    assert result.busy.calls > 5
+    assert result.bulk_s >= 3 * 0.02
+    assert len(engine.photos) == 1 + 3
+    assert len(set(engine.clicked)) == 1
+
+
+@pytest.mark.usefixtures("plain_shelf")
+def test_a_failure_of_the_bulk_work_is_not_lost() -> None:
+    def bulk() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        command.measure_lanes(lambda: None, bulk, photos=1)
+
+
+def test_growth_compares_the_end_with_the_first_sample_of_full_caches() -> None:
+    curve = [(0, 100.0), (100, 300.0), (200, 400.0), (300, 390.0), (400, 420.0)]
+    assert benchmark_http.MemoryResult(curve=curve, unexpected={}).growth == pytest.approx(1.05)
+
+
+def test_a_round_of_requests_holds_every_kind_as_often_as_planned() -> None:
+    assert Counter(benchmark_http._mixed_kinds()) == benchmark_http.MIX
+
+
+@pytest.mark.parametrize("region", [benchmark_http.keypoint(50, 50), benchmark_http.rectangle(10, 20)])
+def test_the_prompts_sent_are_ones_that_the_backend_understands(region: dict[str, Any]) -> None:
+    config = parse_label_config(benchmark_http.LABEL_CONFIG)
+    assert len(prompts_from_context({"result": [region]}, config)) == 1
+
+
+@pytest.mark.usefixtures("plain_shelf")
+def test_the_photo_server_gives_ever_different_photos_and_a_broken_one() -> None:
+    with benchmark_http.photo_server(0.05) as address:
+        first, again, other, broken = (
+            requests.get(f"{address}/{name}.jpg", timeout=5).content for name in ("1", "1", "2", "broken")
+        )
+    assert first == again != other
+    assert first.startswith(b"\xff\xd8")
+    assert not broken.startswith(b"\xff\xd8")

@@ -1,0 +1,235 @@
+"""What is understood of a label config, and what is said about one that cannot be used."""
+
+from pathlib import Path
+
+import pytest
+from label_studio_sdk.label_interface.interface import LabelInterface
+
+from backend.errors import LabelConfigError
+from backend.label_config import BoxControl, LabelConfig, parse_label_config
+
+TEMPLATES = sorted((Path(__file__).parents[1] / "label_config").glob("*.xml"))
+IMAGE = '<Image name="image" value="$image"/>'
+BOX = '<RectangleLabels name="box" toName="image" smart="false"><Label value="facing"/></RectangleLabels>'
+
+
+def view(*tags: str) -> str:
+    return f"<View>{''.join(tags)}</View>"
+
+
+def parse(*tags: str) -> LabelConfig:
+    return parse_label_config(view(*tags))
+
+
+def rectangle_labels(name: str, labels: str, attributes: str = "", to_name: str = "image") -> str:
+    return f'<RectangleLabels name="{name}" toName="{to_name}" {attributes}>{labels}</RectangleLabels>'
+
+
+def test_the_smallest_usable_config_is_an_image_and_a_box_control() -> None:
+    config = parse(IMAGE, BOX)
+    assert (config.image_name, config.image_key) == ("image", "image")
+    assert (config.boxes.from_name, config.boxes.to_name, config.boxes.labels) == ("box", "image", ("facing",))
+    assert config.boxes.score_threshold is None
+    assert config.prompts.keypoints == config.prompts.rectangles == config.polygons == config.brushes == ()
+
+
+def test_names_keys_and_nesting_are_the_admins_choice() -> None:
+    config = parse(
+        "<View><!-- a note --><View>",
+        rectangle_labels("Käse", '<View><Label value="Coca&amp;Cola &#252;"/></View>', "", "shelf photo"),
+        '</View></View><Style>.x { color: red }</Style><Image name="shelf photo" value="$data_url"/>',
+    )
+    assert (config.image_name, config.image_key, config.boxes.from_name) == ("shelf photo", "data_url", "Käse")
+    assert config.boxes.labels == ("Coca&Cola ü",)
+
+
+@pytest.mark.parametrize(
+    ("controls", "boxes", "rectangle_prompts"),
+    [
+        ([("a", 'smart="true"', "")], "a", ("a",)),
+        ([("a", 'smart="false"', "")], "a", ()),
+        ([("a", "", "")], "a", ("a",)),
+        ([("a", 'smart="true"', ""), ("b", 'smart="false"', "")], "b", ("a",)),
+        ([("a", 'smart="true"', ""), ("b", "", "")], "b", ("a", "b")),
+        ([("a", "", ""), ("b", 'smart="False"', "")], "b", ("a",)),
+        ([("a", 'smart="true"', ""), ("b", 'smart="true"', "")], "a", ("a", "b")),
+        ([("a", 'smart="false"', ""), ("b", 'smart="false"', "")], "a", ()),
+        ([("a", 'smart="false"', ""), ("b", 'smart="true"', 'predicted_values="facing"')], "b", ("b",)),
+        ([("a", 'smart="false" smartOnly="true"', "")], "a", ("a",)),
+    ],
+)
+def test_the_box_control_is_the_marked_one_then_the_one_that_is_not_smart(
+    controls: list[tuple[str, str, str]], boxes: str, rectangle_prompts: tuple[str, ...]
+) -> None:
+    tags = [rectangle_labels(name, f'<Label value="x" {mark}/>', smart) for name, smart, mark in controls]
+    config = parse(IMAGE, *tags)
+    assert config.boxes.from_name == boxes
+    assert config.prompts.rectangles == rectangle_prompts
+
+
+def test_prompts_come_from_smart_keypoints_and_rectangles_of_any_tag() -> None:
+    config = parse(
+        IMAGE,
+        '<KeyPointLabels name="k1" toName="image" smart="true"><Label value="click"/></KeyPointLabels>',
+        '<KeyPointLabels name="k2" toName="image" smart="false"><Label value="eye"/></KeyPointLabels>',
+        '<KeyPoint name="k3" toName="image"/><Rectangle name="r1" toName="image" smart="true"/>',
+        BOX,
+    )
+    assert config.prompts.keypoints == ("k1", "k3")
+    assert config.prompts.rectangles == ("r1",)
+
+
+def test_of_several_images_only_the_box_controls_own_is_labelled() -> None:
+    config = parse(
+        '<Image name="plan" value="$plan"/><Image name="photo" value="$photo"/>',
+        '<KeyPointLabels name="on_plan" toName="plan" smart="true"><Label value="x"/></KeyPointLabels>',
+        '<KeyPointLabels name="on_photo" toName="photo" smart="true"><Label value="x"/></KeyPointLabels>',
+        '<PolygonLabels name="outline" toName="plan"><Label value="x"/></PolygonLabels>',
+        rectangle_labels("box", '<Label value="facing"/>', 'smart="false"', "photo"),
+    )
+    assert (config.image_name, config.image_key) == ("photo", "photo")
+    assert config.prompts.keypoints == ("on_photo",)
+    assert config.polygons == ()
+
+
+def test_an_unusable_box_control_does_not_hide_a_usable_one() -> None:
+    dynamic = '<RectangleLabels name="dynamic" toName="image" value="$labels"/>'
+    assert parse(IMAGE, dynamic, BOX).boxes.from_name == "box"
+
+
+@pytest.mark.parametrize(
+    ("labels", "default_label", "reason"),
+    [
+        ('<Label value="pack"/>', "pack", "only"),
+        ('<Label value="tag"/><Label value="pack"/>', "tag", "first"),
+        ('<Label value="tag"/><Label value="pack" predicted_values="facing"/>', "pack", "marked"),
+        ('<Label value="tag"/><Label value="pack" predicted_values="item , facing"/>', "pack", "marked"),
+        ('<Label value="tag"/><Label value="pack" predicted_values="item"/>', "tag", "first"),
+        ('<Label value="pack" alias="p"/>', "p", "only"),
+    ],
+)
+def test_preannotated_boxes_get_the_marked_label_else_the_only_else_the_first(
+    labels: str, default_label: str, reason: str
+) -> None:
+    boxes = parse(IMAGE, rectangle_labels("box", labels)).boxes
+    assert (boxes.default_label, boxes.default_label_reason) == (default_label, reason)
+
+
+def test_a_prompts_label_becomes_a_label_of_the_box_control() -> None:
+    labels = '<Label value="tag"/><Label value="pack" predicted_values="facing,pack region"/><Label value="box"/>'
+    config = parse(IMAGE, rectangle_labels("box", labels))
+    expected = {None: "pack", "click": "pack", "tag": "tag", "box": "box", "pack region": "pack"}
+    assert {name: config.label_for(name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(("text", "threshold"), [("", None), ("0", 0.0), ("0.35", 0.35), (" 1 ", 1.0)])
+def test_the_score_threshold_of_the_box_control_is_read(text: str, threshold: float | None) -> None:
+    tag = rectangle_labels("box", '<Label value="x"/>', f'model_score_threshold="{text}"')
+    assert parse(IMAGE, tag).boxes.score_threshold == threshold
+
+
+def test_polygon_and_brush_controls_keep_a_boxs_label_where_they_have_it() -> None:
+    config = parse(
+        IMAGE,
+        BOX,
+        '<PolygonLabels name="outline" toName="image"><Label value="other"/><Label value="facing"/></PolygonLabels>',
+        '<BrushLabels name="mask" toName="image"><Label value="ink"/></BrushLabels>',
+        '<BrushLabels name="no_labels" toName="image" value="$labels"/>',
+    )
+    assert [(c.from_name, c.label_for("facing")) for c in config.polygons] == [("outline", "facing")]
+    assert [(c.from_name, c.label_for("facing")) for c in config.brushes] == [("mask", "ink")]
+
+
+X, Y = '<Label value="x" predicted_values="facing"/>', '<Label value="y" predicted_values="facing"/>'
+LABELS = '<Rectangle name="r" toName="image"/><Labels name="l" toName="image"><Label value="x"/></Labels>'
+REFUSED = [
+    ("", "expected a label config in XML, got ''"),
+    ("<View>", "not readable as XML tags: Premature end of data"),
+    ("hello", "not readable as XML tags"),
+    (view("&nbsp;"), "Entity 'nbsp' not defined"),
+    ('<!DOCTYPE a [<!ENTITY b "c">]><View>&b;</View>', "document type or entity declaration"),
+    (view('<Text name="t" value="$t"/>'), 'add <Image name="image" value="$image"/>'),
+    (view(IMAGE), 'no control takes boxes: add <RectangleLabels name="box" toName="image" smart="false">'),
+    (view(IMAGE, LABELS), "<Rectangle name='r'> holds boxes without a label: add <RectangleLabels"),
+    (view(IMAGE, rectangle_labels("b", "")), "'b'> has no label: add at least one <Label value=\"facing\"/>"),
+    (
+        view(IMAGE, '<RectangleLabels name="b" toName="image" value="$labels"/>'),
+        "takes its labels from each task: add at least one <Label",
+    ),
+    (
+        view(IMAGE, rectangle_labels("b", X, to_name="img")),
+        "points at 'img', which is no <Image>: set toName to 'image'",
+    ),
+    (
+        view('<Image name="image" value="https://host/a.jpg"/>', BOX),
+        "has value 'https://host/a.jpg': add the key of the photo in the task, value=\"$image\"",
+    ),
+    (view('<Image name="image" valueList="$images"/>', BOX), 'add the key of the photo in the task, value="$image"'),
+    *(
+        (
+            view(IMAGE, rectangle_labels("b", X, f'model_score_threshold="{text}"')),
+            f"model_score_threshold of 'b': expected a number from 0 to 1, got '{text}'",
+        )
+        for text in ("high", "1.5", "-0.1", "nan")
+    ),
+    (
+        view(IMAGE, rectangle_labels("b", X + Y)),
+        "predicted_values='facing' stands on two labels of 'b', 'x' and 'y': keep it on one",
+    ),
+    (view(IMAGE, rectangle_labels("Ж&#10;", "")), r"'\u0416\n'> has no label"),
+]
+
+
+@pytest.mark.parametrize(("xml", "message"), REFUSED)
+def test_a_config_that_cannot_be_used_is_refused_in_one_ascii_line_that_says_what_to_add(
+    xml: str, message: str
+) -> None:
+    with pytest.raises(LabelConfigError) as caught:
+        parse_label_config(xml)
+    said = str(caught.value)
+    assert message in said
+    assert said.isascii()
+    assert said.isprintable()
+
+
+def test_a_box_control_refuses_a_default_label_that_it_does_not_have() -> None:
+    with pytest.raises(ValueError, match="expected one of"):
+        BoxControl(
+            from_name="box",
+            to_name="image",
+            labels=("facing",),
+            default_label="click",
+            default_label_reason="first",
+            score_threshold=None,
+            predicted_values={},
+        )
+
+
+def test_the_description_for_the_log_is_one_ascii_line_with_the_reason() -> None:
+    text = parse(IMAGE, rectangle_labels("Käse", '<Label value="ü"/><Label value="b"/>')).describe()
+    assert r"label '\xfc' (the first)" in text
+    assert r"boxes go to 'K\xe4se'" in text
+    assert text.isascii()
+    assert text.isprintable()
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
+def test_each_template_is_valid_has_a_header_and_keeps_prompts_apart_from_boxes(path: Path) -> None:
+    xml = path.read_text(encoding="utf-8")
+    LabelInterface(xml).validate()
+    assert xml.startswith("<View>\n  <!-- ")
+    config = parse_label_config(xml)
+    assert config.boxes.default_label_reason == "marked"
+    assert config.prompts.keypoints == ("point",)
+    assert config.prompts.rectangles == ("prompt",)
+    # What Label Studio sends together shares shape and label: a rectangle prompt must have a label that no box has.
+    prompt_labels = LabelInterface(xml).get_control("prompt").labels
+    assert not set(prompt_labels) & set(config.boxes.labels)
+
+
+def test_the_templates_are_the_three_that_the_readme_shows() -> None:
+    assert [path.name for path in TEMPLATES] == ["shelf_boxes.xml", "shelf_classes.xml", "shelf_masks.xml"]
+    configs = {path.stem: parse_label_config(path.read_text(encoding="utf-8")) for path in TEMPLATES}
+    assert len(configs["shelf_classes"].boxes.labels) > 1
+    assert configs["shelf_masks"].polygons
+    assert configs["shelf_masks"].brushes

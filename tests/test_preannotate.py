@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.types import Detections, EngineError, NotReady, OutOfMemory, Photo
+from scripts import preannotate as command
+from scripts.console import CommandError
+from scripts.photos import AHEAD, find_photos, read_ahead
+
+
+class MarkEngine:
+    """Boxes the bright pixels of a photo, so that the answer depends on the pixels it got."""
+
+    def __init__(self, *, refuses: EngineError | None = None) -> None:
+        self.refuses = refuses
+        self.thresholds: list[float | None] = []
+
+    def preannotate(self, photo: Photo, *, score_threshold: float | None = None) -> Detections:
+        self.thresholds.append(score_threshold)
+        if self.refuses is not None:
+            raise self.refuses
+        rows, columns = np.nonzero(photo.pixels.max(axis=2) > 128)
+        if not len(rows):
+            return Detections(boxes_xyxy=np.zeros((0, 4)), scores=np.zeros(0))
+        box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        return Detections(boxes_xyxy=np.array([box], np.float32), scores=np.array([0.75], np.float32))
+
+
+def write_photo(path: Path, box_xyxy: tuple[int, int, int, int] | None) -> None:
+    pixels = np.zeros((60, 80, 3), np.uint8)
+    if box_xyxy is not None:
+        x0, y0, x1, y1 = box_xyxy
+        pixels[y0:y1, x0:x1] = 250
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three photos and a broken one, written in another order than that of their names."""
+    folder = tmp_path / "photos"
+    write_photo(folder / "c.png", (10, 20, 30, 50))
+    write_photo(folder / "a.png", None)
+    write_photo(folder / "sub/d.bmp", (1, 2, 3, 4))
+    (folder / "b.jpg").write_bytes(b"not a photo")
+    (folder / "notes.txt").write_text("no photo at all")
+    return folder
+
+
+def run(engine: MarkEngine, folder: Path, **options: object) -> command.Preannotation:
+    out = folder.parent / "boxes.json"
+    paths = command.photos_to_do(folder, out)
+    return command.preannotate(engine, paths, out, photos_dir=folder, **options)  # type: ignore[arg-type]
+
+
+def test_boxes_are_coco_detections_with_file_names(folder: Path) -> None:
+    run(MarkEngine(), folder)
+    assert json.loads((folder.parent / "boxes.json").read_text()) == [
+        {"image_id": 3, "file_name": "c.png", "category_id": 1, "bbox": [10, 20, 20, 30], "score": 0.75},
+        {"image_id": 4, "file_name": "sub/d.bmp", "category_id": 1, "bbox": [1, 2, 2, 2], "score": 0.75},
+    ]
+
+
+def test_a_broken_photo_is_told_with_its_reason_and_costs_the_others_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = run(MarkEngine(), folder)
+    assert (result.photos, list(result.broken), len(result.boxes)) == (4, ["b.jpg"], 2)
+    command.print_report(result, folder.parent / "boxes.json")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("2 boxes of 3 photos")
+    assert lines[-1].strip().startswith("b.jpg: ")
+
+
+def test_a_photo_the_engine_fails_on_is_told_too(folder: Path) -> None:
+    result = run(MarkEngine(refuses=OutOfMemory("too large")), folder)
+    assert result.broken["a.png"] == "too large"
+    assert len(result.broken) == 4
+
+
+def test_an_engine_that_cannot_load_ends_it(folder: Path) -> None:
+    with pytest.raises(NotReady):
+        run(MarkEngine(refuses=NotReady("no weights")), folder)
+    assert not (folder.parent / "boxes.json").exists()
+
+
+def test_the_threshold_reaches_the_engine(folder: Path) -> None:
+    engine = MarkEngine()
+    run(engine, folder, score_threshold=0.25)
+    assert engine.thresholds == [0.25] * 3
+
+
+def test_boxes_are_drawn_into_copies(folder: Path) -> None:
+    draw = folder.parent / "drawn"
+    run(MarkEngine(), folder, draw=draw)
+    assert sorted(p.relative_to(draw).as_posix() for p in draw.rglob("*.jpg")) == [
+        "a.png.jpg",
+        "c.png.jpg",
+        "sub/d.bmp.jpg",
+    ]
+    blank, boxed = (np.asarray(Image.open(draw / name)).astype(int) for name in ("a.png.jpg", "c.png.jpg"))
+    edge_green = boxed[20:50, 10, 1] - boxed[20:50, 10, 0]
+    assert edge_green.min() > 80
+    assert blank.max() < 40
+
+
+def test_photos_of_one_name_but_different_suffixes_are_drawn_apart(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    for name in ("a.png", "a.bmp"):
+        write_photo(folder / name, None)
+    run(MarkEngine(), folder, draw=tmp_path / "drawn")
+    assert len(list((tmp_path / "drawn").iterdir())) == 2
+
+
+@pytest.mark.parametrize(("name", "expected"), [("nowhere", "expected a folder"), ("empty", "found none")])
+def test_a_folder_without_photos_is_refused(tmp_path: Path, name: str, expected: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CommandError, match=expected):
+        command.photos_to_do(tmp_path / name, tmp_path / "boxes.json")
+
+
+def test_a_place_for_the_boxes_is_asked_for_before_any_work(folder: Path) -> None:
+    with pytest.raises(CommandError, match="existing folder"):
+        command.photos_to_do(folder, folder / "no/boxes.json")
+
+
+@pytest.mark.parametrize("count", [0, 1, AHEAD, AHEAD + 3])
+def test_reading_ahead_keeps_the_order(tmp_path: Path, count: int) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(count)]
+    for i, path in enumerate(paths):
+        write_photo(path, (0, 0, i + 1, 1))
+    widths = [int((photo.pixels[0, :, 0] > 128).sum()) for _, photo in read_ahead(paths) if isinstance(photo, Photo)]
+    assert widths == list(range(1, count + 1))
+
+
+def test_a_photo_that_vanished_is_an_outcome_not_an_end(tmp_path: Path) -> None:
+    ((path, outcome),) = read_ahead([tmp_path / "gone.jpg"])
+    assert path.name == "gone.jpg"
+    assert isinstance(outcome, FileNotFoundError)
+
+
+def test_photos_are_found_in_the_order_of_their_names(folder: Path) -> None:
+    assert [path.relative_to(folder).as_posix() for path in find_photos(folder)] == [
+        "a.png",
+        "b.jpg",
+        "c.png",
+        "sub/d.bmp",
+    ]
