@@ -23,7 +23,7 @@ from http import HTTPStatus
 from typing import Any
 
 from flask import Flask, Response, g, request
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
+from werkzeug.exceptions import ClientDisconnected, HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
 from backend.annotator import Access, FacingsAnnotator, Prediction, Resident, annotator_class
 from backend.errors import AuthError, EngineNotReady, LabelConfigError, RequestError
@@ -90,7 +90,6 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     resident = Resident(engine=engine, photos=photos, metrics=metrics)
 
     app = Flask(__name__, static_folder=None)
-    app.url_map.merge_slashes = False
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_mb * MIB
     app.extensions["facings"] = resident
     backend = _Backend(settings, resident)
@@ -288,8 +287,11 @@ def _body() -> Mapping[str, Any]:
     """The request's JSON object. Its content type is not looked at: tools that people try things with forget it."""
     try:
         content = request.get_data(cache=False)
-    except OSError as error:
-        raise RequestError(f"body: expected {request.content_length} bytes, the connection broke before") from error
+    except (OSError, ClientDisconnected) as error:
+        raise RequestError("body: expected all of it, the client left or fell silent before") from error
+    limit = request.max_content_length
+    if request.content_length is None and limit is not None and len(content) >= limit:
+        raise RequestEntityTooLarge  # werkzeug cuts a body that does not announce its length
     try:
         body = json.loads(content)
     except (ValueError, RecursionError) as error:

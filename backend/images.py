@@ -168,16 +168,19 @@ class PhotoLoader:
         try:
             # The path is resolved: a link there now was put there since. Non-blocking, in case it is a pipe.
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                facts = os.fstat(descriptor)
+                if not stat.S_ISREG(facts.st_mode):
+                    raise PhotoBroken(f"{shown!r}: expected a file below LOCAL_FILES_ROOT, got a folder or a device")
+                self._check_size(facts.st_size, shown)
+                with os.fdopen(descriptor, "rb", closefd=False) as file:
+                    return Download(content=file.read(facts.st_size), content_type="")
+            finally:
+                os.close(descriptor)
         except OSError as error:
             raise PhotoUnreachable(
                 f"{shown!r}: expected a file below LOCAL_FILES_ROOT, got: {error.strerror}"
             ) from None
-        with os.fdopen(descriptor, "rb") as file:
-            facts = os.fstat(descriptor)
-            if not stat.S_ISREG(facts.st_mode):
-                raise PhotoBroken(f"{shown!r}: expected a file below LOCAL_FILES_ROOT, got a folder or a device")
-            self._check_size(facts.st_size, shown)
-            return Download(content=file.read(self._max_bytes), content_type="")
 
     def _check_size(self, size: int, shown: str) -> None:
         if size > self._max_bytes:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torchvision.ops import batched_nms, nms
+from torchvision.ops import nms
 
 from model.types import FloatArray
 
-__all__ = ["batched_nms", "clip_boxes", "iou_matrix", "mask_boxes", "nms", "stability_scores"]
+__all__ = ["clip_boxes", "iou_matrix", "mask_boxes", "nms", "stability_scores"]
 
 
 def iou_matrix(boxes_a: FloatArray, boxes_b: FloatArray) -> FloatArray:
@@ -20,7 +20,7 @@ def iou_matrix(boxes_a: FloatArray, boxes_b: FloatArray) -> FloatArray:
     sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
     intersection = np.clip(sides, 0, None).prod(-1)
     union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - intersection
-    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+    return np.asarray(np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0), np.float32)
 
 
 def clip_boxes(boxes_xyxy: FloatArray, size_wh: tuple[int, int]) -> FloatArray:

@@ -36,7 +36,9 @@ class _Official:
 
 #: name → sam2's config and the hub's repository. Names are those of the files that Meta publishes.
 OFFICIAL = {
-    "sam2.1_hiera_tiny": _Official(config="configs/sam2.1/sam2.1_hiera_t.yaml", repository="facebook/sam2.1-hiera-tiny"),
+    "sam2.1_hiera_tiny": _Official(
+        config="configs/sam2.1/sam2.1_hiera_t.yaml", repository="facebook/sam2.1-hiera-tiny"
+    ),
     "sam2.1_hiera_small": _Official(
         config="configs/sam2.1/sam2.1_hiera_s.yaml", repository="facebook/sam2.1-hiera-small"
     ),
@@ -52,7 +54,7 @@ DEFAULT_WITH_GPU = "sam2.1_hiera_large"
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """name: what it is called outside. config: `facings-nano`, a config of the sam2 package, or the path of a YAML file.
+    """name: what it is called outside. config: `facings-nano`, a config of the sam2 package, or a YAML file's path.
     weights: the file. digest: sha256 of the file, hex."""
 
     name: str
@@ -78,7 +80,9 @@ def find_checkpoint(requested: str, *, config: str | None, has_gpu: bool) -> Che
         try:
             return _download(DEFAULT_WITH_GPU)
         except CheckpointError as error:
-            log.warning("NOT RUNNING SAM 2.1 LARGE, the default with a GPU, but the small bundled %s: %s", BUNDLED, error)
+            log.warning(
+                "NOT RUNNING SAM 2.1 LARGE, the default with a GPU, but the small bundled %s: %s", BUNDLED, error
+            )
             requested = BUNDLED
     if requested == BUNDLED:
         return _at(_BUNDLED_WEIGHTS, name=BUNDLED, config=BUNDLED_CONFIG)
@@ -90,15 +94,14 @@ def find_checkpoint(requested: str, *, config: str | None, has_gpu: bool) -> Che
 def _download(name: str) -> Checkpoint:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    from requests import RequestException
 
     official = OFFICIAL[name]
     try:
         path = hf_hub_download(official.repository, official.file_name)
-    except (LocalEntryNotFoundError, HfHubHTTPError, RequestException, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise CheckpointError(
-            f"checkpoint {name!r}: the Hugging Face hub is out of reach ({type(error).__name__}) and {official.file_name}"
-            f" is not in its cache. Fetch https://huggingface.co/{official.repository}/resolve/main/{official.file_name}"
+            f"checkpoint {name!r}: the Hugging Face hub is out of reach ({type(error).__name__}) and its cache has no"
+            f" {official.file_name}. Fetch https://huggingface.co/{official.repository}/resolve/main/{official.file_name}"
             f" on another machine and set CHECKPOINT=/path/to/{official.file_name}"
         ) from error
     return _at(Path(path), name=name, config=official.config)
@@ -108,14 +111,16 @@ def _from_path(requested: str, config: str | None) -> Checkpoint:
     path = Path(requested)
     if path.suffix not in (".pt", ".safetensors"):
         known = ", ".join(["auto", BUNDLED, *OFFICIAL])
-        raise CheckpointError(f"checkpoint: expected {known} or the path of a .pt or .safetensors file, got {requested!r}")
+        raise CheckpointError(
+            f"checkpoint: expected {known} or the path of a .pt or .safetensors file, got {requested!r}"
+        )
     if not path.is_file():
         raise CheckpointError(f"checkpoint: no file at {requested!r}")
     config = config or _metadata(path).get("network") or _config_by_file_name(path)
     if config is None:
         raise CheckpointError(
-            f"checkpoint {path.name!r}: its network is unknown; set CHECKPOINT_CONFIG to {BUNDLED_CONFIG!r}, to a config of"
-            f" sam2 such as {OFFICIAL[DEFAULT_WITH_GPU].config!r}, or to the path of a YAML file"
+            f"checkpoint {path.name!r}: its network is unknown; set CHECKPOINT_CONFIG to {BUNDLED_CONFIG!r}, to a config"
+            f" of sam2 such as {OFFICIAL[DEFAULT_WITH_GPU].config!r}, or to the path of a YAML file"
         )
     return _at(path, name=path.stem, config=config)
 

@@ -1,8 +1,8 @@
 """The resident engine: photos and prompts in, Detections out.
 
-Knows the other modules of this package and wires them together; nothing of Label Studio, HTTP or the environment. Weights
-load once, in the background, on the one thread that ever touches the device. All public methods may be called from any
-thread and block until they have an answer.
+Knows the other modules of this package and wires them together; nothing of Label Studio, HTTP or the environment.
+Weights load once, in the background, on the one thread that ever touches the device. All public methods may be called
+from any thread and block until they have an answer.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ import torch
 
 from model import boxes as geometry
 from model import tiling
-from model.checkpoints import BUNDLED, Checkpoint, calibrated_threshold, find_checkpoint
-from model.device import choose_placement, has_gpu
+from model.checkpoints import Checkpoint, calibrated_threshold, find_checkpoint
+from model.device import choose_placement
 from model.feature_cache import FeatureCache
 from model.network import DECODE_BATCH, MASK_STRIDE, Features, Network, TilePrompt
 from model.proposer import point_grid
 from model.scheduler import Lane, Scheduler
 from model.tiling import Tile
-from model.types import BoolArray, CheckpointError, Detections, EngineError, FloatArray, Mask, NotReady, Photo, Prompt
+from model.types import BoolArray, Detections, EngineError, FloatArray, Mask, NotReady, Photo, Prompt
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class Engine:
     "queue_wait_interactive", "queue_wait_bulk", "encode", "propose" and "decode", all in seconds.
     """
 
-    def __init__(self, options: EngineOptions, *, observe: Callable[[str, float], None] = lambda name, value: None) -> None:
+    def __init__(self, options: EngineOptions, *, observe: Callable[[str, float], None] = lambda *_: None) -> None:
         self._options = options
         self._observe = observe
         self._cache: FeatureCache[Features] = FeatureCache(options.cache_bytes)
@@ -200,7 +200,7 @@ class Engine:
     ) -> Detections:
         """All facings of the photo with a score of at least `score_threshold` (None: the default), best first.
 
-        deadline: a time.monotonic() value. Raises DeadlineExceeded when it passes first, NotReady when the engine failed.
+        deadline: a time.monotonic() value. Raises DeadlineExceeded when it passes first, NotReady on failure.
         """
         self._wait_ready_until(deadline)
         found = self._scheduler.run(self._preannotate(photo), lane=lane, deadline=deadline)
@@ -233,7 +233,9 @@ class Engine:
         try:
             placement = choose_placement(self._options.device)
             checkpoint = find_checkpoint(
-                self._options.checkpoint, config=self._options.checkpoint_config, has_gpu=placement.device.type == "cuda"
+                self._options.checkpoint,
+                config=self._options.checkpoint_config,
+                has_gpu=placement.device.type == "cuda",
             )
             self._checkpoint = checkpoint
             self._calibrated_threshold = calibrated_threshold(checkpoint)
@@ -243,11 +245,19 @@ class Engine:
             self._failure = str(error)
             log.error("engine failed: %s", error)
         except Exception as error:
-            self._failure = f"checkpoint {self.name!r} could not be loaded: {type(error).__name__}: {error}".splitlines()[0]
+            self._failure = (
+                f"checkpoint {self.name!r} could not be loaded: {type(error).__name__}: {error}".splitlines()[0]
+            )
             log.exception("engine failed")
         else:
             seconds = time.monotonic() - began
-            log.info("engine ready version=%s device=%s (%s) seconds=%.1f", self.version, placement.device, placement.reason, seconds)
+            log.info(
+                "engine ready version=%s device=%s (%s) seconds=%.1f",
+                self.version,
+                placement.device,
+                placement.reason,
+                seconds,
+            )
         finally:
             self._loaded.set()
 
@@ -264,15 +274,15 @@ class Engine:
 
     def _features(self, photo: Photo, tiles: Sequence[Tile]) -> list[Features]:
         """Features of the tiles, from the cache where they are known, else encoded in one batch."""
-        known = {tile: self._cache.get((photo.digest, tile)) for tile in tiles}
-        missing = [tile for tile, features in known.items() if features is None]
+        known = {tile: features for tile in tiles if (features := self._cache.get((photo.digest, tile))) is not None}
+        missing = [tile for tile in tiles if tile not in known]
         if missing:
             with self._timed("encode"):
                 encoded = self._net.encode(photo.pixels, missing)
-            for tile, features in zip(missing, encoded, strict=True):
-                self._cache.put((photo.digest, tile), features)
-                known[tile] = features
-        return [features for tile in tiles if (features := known[tile]) is not None]
+            for features in encoded:
+                self._cache.put((photo.digest, features.tile), features)
+                known[features.tile] = features
+        return [known[tile] for tile in tiles]
 
     def _preannotate(self, photo: Photo) -> Generator[None, None, Detections]:
         """Yields between batches, so that interactive work can overtake."""
@@ -286,7 +296,9 @@ class Engine:
                 else:
                     found, confidence = yield from self._ask_grid(features)
                 found = geometry.clip_boxes(features.tile.to_photo(found), photo.size_wh)
-                keep = ~features.tile.is_cut(found, photo.size_wh, CUT_MARGIN) & (found[:, 2:] - found[:, :2] >= 1).all(1)
+                keep = ~features.tile.is_cut(found, photo.size_wh, CUT_MARGIN) & (found[:, 2:] - found[:, :2] >= 1).all(
+                    1
+                )
                 boxes.append(found[keep])
                 scores.append(confidence[keep])
             yield
@@ -307,7 +319,8 @@ class Engine:
         points = point_grid(GRID_POINTS_PER_SIDE, self._net.size).numpy()
         for batch in _batches(points, DECODE_BATCH):
             prompts = [
-                TilePrompt(features=features, points_xy=point[None], is_foreground=yes, box_xyxy=None) for point in batch
+                TilePrompt(features=features, points_xy=point[None], is_foreground=yes, box_xyxy=None)
+                for point in batch
             ]
             with self._timed("decode"):
                 logits, iou = self._net.decode(prompts, multimask=True)
@@ -326,7 +339,10 @@ class Engine:
         tiled: list[tuple[int, int, TilePrompt]] = []
         for number, request in enumerate(requests):
             try:
-                own = [(number, place, self._on_tile(request.photo, prompt)) for place, prompt in enumerate(request.prompts)]
+                own = [
+                    (number, place, self._on_tile(request.photo, prompt))
+                    for place, prompt in enumerate(request.prompts)
+                ]
             except Exception as error:
                 answers[number] = error
             else:
@@ -369,7 +385,9 @@ class Engine:
         """Decodes prompts with equally many tokens and reads each one's object from the mask that suits a facing."""
         prompts = [prompt for _, _, prompt in batch]
         logits, iou = self._net.decode(prompts, multimask=prompts[0].is_click)
-        chosen = choose_masks(geometry.mask_boxes(logits.flatten(0, 1), MASK_STRIDE).view(*iou.shape, 4), iou, self._net.size)
+        chosen = choose_masks(
+            geometry.mask_boxes(logits.flatten(0, 1), MASK_STRIDE).view(*iou.shape, 4), iou, self._net.size
+        )
         rows = torch.arange(len(prompts), device=iou.device)
         best, scores = logits[rows, chosen].cpu().numpy(), iou[rows, chosen].clamp(0, 1).cpu().numpy()
         for (number, place, prompt), plane, score in zip(batch, best, scores, strict=True):
@@ -394,8 +412,8 @@ class _Timer:
 def choose_masks(boxes: torch.Tensor, iou: torch.Tensor, size: int) -> torch.Tensor:
     """Which of each prompt's masks is the facing: index `[P]` from boxes `[P, M, 4]` and predicted IoU `[P, M]`.
 
-    SAM 2 answers a single click with three masks, often a part (the label), the unit, and the whole shelf. Masks that fill
-    more than SHELF_SHARE of the tile are set aside; of the rest the largest wins whose predicted IoU is within
+    SAM 2 answers a single click with three masks, often a part (the label), the unit, and the whole shelf. Masks that
+    fill more than SHELF_SHARE of the tile are set aside; of the rest the largest wins whose predicted IoU is within
     WHOLE_UNIT_TOLERANCE of the best, because an annotator who clicks on a label means the product.
     """
     areas = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
@@ -472,7 +490,7 @@ def _detections(answers: Sequence[_Answer], request: _Refinement) -> Detections:
 
 
 def _same_tokens(tiled: Iterable[tuple[int, int, TilePrompt]]) -> list[list[tuple[int, int, TilePrompt]]]:
-    """Prompts grouped by kind and number of tokens: only those can share a call without changing each other's answer."""
+    """Prompts by kind and number of tokens: only equal ones can share a call without changing each other's answer."""
     groups: dict[tuple[int, bool], list[tuple[int, int, TilePrompt]]] = {}
     for entry in tiled:
         groups.setdefault((len(entry[2].tokens()[1]), entry[2].is_click), []).append(entry)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import sam2
 import torch
 from hydra.utils import instantiate
@@ -33,8 +34,8 @@ MAX_PROPOSALS = 600  # of one tile, before anything is merged
 PROPOSAL_FLOOR = 0.02  # weaker proposals are never asked for
 DECODE_BATCH = 64  # prompts that share one call of the decoder
 
-_PIXEL_MEAN = (0.485, 0.456, 0.406)
-_PIXEL_DEVIATION = (0.229, 0.224, 0.225)
+PIXEL_MEAN = (0.485, 0.456, 0.406)
+PIXEL_DEVIATION = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ class TilePrompt:
         """One foreground point alone: what it means is ambiguous, so all three masks are of interest."""
         return self.box_xyxy is None and len(self.points_xy) == 1
 
-    def tokens(self) -> tuple[FloatArray, np.ndarray]:
+    def tokens(self) -> tuple[FloatArray, npt.NDArray[np.int32]]:
         """SAM's points `[T, 2]` and labels `[T]`: box corners first (2 and 3), then points (1 or 0)."""
         corners = np.zeros((0, 2), np.float32) if self.box_xyxy is None else self.box_xyxy.reshape(2, 2)
         labels = np.concatenate([np.array([2, 3][: len(corners)], np.int32), self.is_foreground.astype(np.int32)])
@@ -193,10 +194,10 @@ class Network:
         load_weights(module, read_weights(checkpoint.weights), checkpoint.weights.name)
         module.eval().requires_grad_(False)
         _fold_batch_norm(module)
-        self._module = module.to(placement.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._module = module.to(placement.device).to(memory_format=torch.channels_last)
         self._placement = placement
-        self._mean = torch.tensor(_PIXEL_MEAN, device=placement.device).view(3, 1, 1)
-        self._deviation = torch.tensor(_PIXEL_DEVIATION, device=placement.device).view(3, 1, 1)
+        self._mean = torch.tensor(PIXEL_MEAN, device=placement.device).view(3, 1, 1)
+        self._deviation = torch.tensor(PIXEL_DEVIATION, device=placement.device).view(3, 1, 1)
 
     @property
     def size(self) -> int:
@@ -216,7 +217,7 @@ class Network:
     def encode(self, pixels: PixelArray, tiles: Sequence[Tile]) -> list[Features]:
         """Features of each tile of the photo `pixels`, uint8 `[H, W, 3]`, in one batch."""
         with torch.inference_mode(), self._autocast():
-            photo = torch.from_numpy(np.asarray(pixels).copy() if not pixels.flags.writeable else pixels)
+            photo = torch.frombuffer(pixels.data, dtype=torch.uint8).view(pixels.shape)
             images = torch.stack([self._tile_image(photo, tile) for tile in tiles])
             maps = self._module.features(images.contiguous(memory_format=torch.channels_last))
             boxes: list[FloatArray | None] = [None] * len(tiles)
@@ -288,5 +289,3 @@ def _fold_batch_norm(module: nn.Module) -> None:
                 convolution, norm = part[index], part[index + 1]
                 if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                     part[index], part[index + 1] = fuse_conv_bn_eval(convolution, norm), nn.Identity()
-
-

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.types import FloatArray
+from model.types import BoolArray, FloatArray
 
 #: Side of the tiles of each level, as a share of the photo's longer side. Level 0 shows the whole photo.
 LEVELS = (1.0, 0.58, 0.34)
@@ -48,7 +48,7 @@ class Tile:
         """Tile pixels `[..., 4]` as photo pixels."""
         return (boxes_xyxy / self.scale + np.array([self.left, self.top] * 2, np.float32)).astype(np.float32)
 
-    def is_cut(self, boxes_xyxy: FloatArray, size_wh: tuple[int, int], margin: float) -> np.ndarray:
+    def is_cut(self, boxes_xyxy: FloatArray, size_wh: tuple[int, int], margin: float) -> BoolArray:
         """Which boxes `[N, 4]` (photo pixels) end within `margin` tile pixels of an edge that the photo goes on behind.
 
         Such a box may show part of an object only; a neighbouring tile sees it whole.

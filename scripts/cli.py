@@ -63,10 +63,20 @@ def _engine_options(checkpoint: str | None, device: str | None) -> EngineOptions
     return _settings(checkpoint=checkpoint, device=device).engine_options()
 
 
+def _show_warnings() -> None:
+    """Lets the engine's warnings through to standard error; its errors arrive as exceptions."""
+    import logging
+
+    handler = logging.StreamHandler()
+    handler.addFilter(lambda record: record.levelno < logging.ERROR)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, format="facings: %(message)s")
+
+
 @contextmanager
 def _open_engine(options: EngineOptions) -> Iterator[Engine]:
     from model import Engine
 
+    _show_warnings()
     engine = Engine(options)
     try:
         engine.wait_ready()
@@ -265,6 +275,7 @@ def benchmark(
     if unknown:
         raise CommandError(f"--section: expected {', '.join(command.Section)}, got {sorted(unknown)[0]!r}")
     sections = [command.Section(name) for name in names]
+    _show_warnings()
     command.benchmark(_engine_options(checkpoint, device), sections, repeat=repeat, requests=requests or 2000)
 
 

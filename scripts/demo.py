@@ -85,17 +85,25 @@ def demo(
 
 
 def start_facings(settings: Mapping[str, str], *, port: int, log: Path) -> Server:
-    """Starts the backend on the loopback address, with these settings over those of the environment."""
-    environ = {**os.environ, "HOST": LOOPBACK, "PORT": str(port), **settings}
+    """Starts the backend on the loopback address, with these settings over those of the environment.
+
+    What the environment says of some other Label Studio does not count.
+    """
+    elsewhere = ("LABEL_STUDIO_URL", "LABEL_STUDIO_API_KEY", "BASIC_AUTH_USER", "BASIC_AUTH_PASS")
+    environ = {name: value for name, value in os.environ.items() if name not in elsewhere}
+    environ |= {"HOST": LOOPBACK, "PORT": str(port), **settings}
     return Server("Facings", [sys.executable, "-m", "scripts.cli", "serve"], environ=environ, cwd=ROOT, log=log)
 
 
 def is_ready(url: str) -> bool:
-    """Whether the backend at this address can predict now."""
+    """Whether the backend at this address can predict now. Raises CommandError, with its reason, if it never will."""
     try:
-        return requests.get(f"{url}/ready", timeout=5).ok
+        answer = requests.get(f"{url}/health", timeout=5)
     except (requests.ConnectionError, requests.Timeout):
         return False
+    if not answer.ok:
+        raise CommandError(f"Facings: {answer.json()['error']}")
+    return bool(answer.json()["state"] == "ready")
 
 
 def render_samples(folder: Path, seeds: Sequence[int], size_wh: tuple[int, int]) -> list[Path]:

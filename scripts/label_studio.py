@@ -147,6 +147,10 @@ class Client:
         """A new personal access token of this user."""
         return str(self._post("/api/token/", {})["token"])
 
+    def allow_tokens(self, *, legacy: bool, personal: bool) -> None:
+        """Which kinds of token the organisation accepts."""
+        self._post("/api/jwt/settings", {"legacy_api_tokens_enabled": legacy, "api_tokens_enabled": personal})
+
     def create_project(self, title: str, label_config: str) -> int:
         """A new project. The id."""
         return int(self._post("/api/projects/", {"title": title, "label_config": label_config})["id"])

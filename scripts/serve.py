@@ -37,7 +37,7 @@ def serve(settings: Settings) -> None:
 
     configure_logging(settings.log_level)
 
-    class Application(BaseApplication):  # type: ignore[misc]
+    class Application(BaseApplication):
         app: Flask
 
         def load_config(self) -> None:
@@ -81,7 +81,7 @@ def _listen_on(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise CommandError(
-            f"port {port} of {host!r} cannot be had ({error.strerror}): stop what listens there, or choose another port "
-            "with PORT"
+            f"port {port} of {host!r} cannot be had ({error.strerror}): stop what listens there, or choose another "
+            "port with PORT"
         ) from error
     return listener

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.types import Detections, EngineError, NotReady, OutOfMemory, Photo
+from model.types import Detections, EngineError, NotReady, Photo
 from scripts import preannotate as command
 from scripts.console import CommandError
 from scripts.photos import AHEAD, find_photos, read_ahead
@@ -78,7 +78,7 @@ def test_a_broken_photo_is_told_with_its_reason_and_costs_the_others_nothing(
 
 
 def test_a_photo_the_engine_fails_on_is_told_too(folder: Path) -> None:
-    result = run(MarkEngine(refuses=OutOfMemory("too large")), folder)
+    result = run(MarkEngine(refuses=EngineError("too large")), folder)
     assert result.broken["a.png"] == "too large"
     assert len(result.broken) == 4
 

@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from safetensors.torch import save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, IterableDataset
 
-from model.network import FacingsModule, build_module
+from model.checkpoints import BUNDLED_CONFIG
+from model.network import PIXEL_DEVIATION, PIXEL_MEAN, FacingsModule, build_module
 from model.proposer import boxes_of_cells
 from model.training.losses import box_loss, centre_loss, mask_losses, window_weights
 from model.training.shelves import Shelf, Textures, load_textures, render_shelf
+from model.training.targets import MASK_STRIDE, dense_targets, prompt_targets
 from model.types import PixelArray
-from model.training.targets import MASK_STRIDE, dense_targets, prompt_targets, to_tensor
 
 Batch = dict[str, torch.Tensor]
 
@@ -58,7 +60,7 @@ class TrainOptions:
     save_every_s: float = 120.0
 
 
-class RenderedShelves(IterableDataset[dict[str, np.ndarray]]):
+class RenderedShelves(IterableDataset[dict[str, npt.NDArray[Any]]]):
     """Endless rendered pictures with their targets; picture i of a seed is always the same."""
 
     def __init__(self, options: TrainOptions, first: int) -> None:
@@ -66,7 +68,7 @@ class RenderedShelves(IterableDataset[dict[str, np.ndarray]]):
         self.first = first
         self.textures: Textures | None = None
 
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    def __iter__(self) -> Iterator[dict[str, npt.NDArray[Any]]]:
         self.textures = load_textures(self.options.textures) if self.options.textures else None
         worker = torch.utils.data.get_worker_info()
         index = self.first + (worker.id if worker else 0)
@@ -75,7 +77,7 @@ class RenderedShelves(IterableDataset[dict[str, np.ndarray]]):
             yield from self.samples(index)
             index += step
 
-    def samples(self, index: int) -> Iterator[dict[str, np.ndarray]]:
+    def samples(self, index: int) -> Iterator[dict[str, npt.NDArray[Any]]]:
         """Picture `index` as it is and mirrored in other light; none when it shows too few facings to prompt."""
         options, side = self.options, self.options.picture_px
         rng = np.random.default_rng((options.seed << 32) + index)
@@ -86,7 +88,7 @@ class RenderedShelves(IterableDataset[dict[str, np.ndarray]]):
         for variant in (shelf, mirrored(shelf)):
             yield self._sample(relit(variant.photo_rgb, rng), variant, rng)
 
-    def _sample(self, pixels: PixelArray, shelf: Shelf, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def _sample(self, pixels: PixelArray, shelf: Shelf, rng: np.random.Generator) -> dict[str, npt.NDArray[Any]]:
         side = self.options.picture_px
         dense = dense_targets(shelf.boxes_xyxy, side, side)
         prompts = prompt_targets(shelf.boxes_xyxy, shelf.instance_ids, self.options.prompts_per_picture, rng)
@@ -126,8 +128,8 @@ def losses_of(module: FacingsModule, batch: Batch, *, canvas_offset: tuple[int, 
     The pictures are smaller than the network's tile. For SAM 2's position encoding they stand at `canvas_offset`
     (x, y, in feature cells) of a whole tile, so that prompts mean the same at any place of a tile.
     """
-    features = module.features(to_tensor_on(batch["pixels"], module))
-    centre_logits, distances = module.proposal_head(features.finest)
+    maps = module.features(to_input(batch["pixels"], module.device))
+    centre_logits, distances = module.proposal_head(maps.finest)
     result = {
         "centre": centre_loss(centre_logits, batch["dense_centre"]),
         "box": box_loss(boxes_of_cells(distances), batch["dense_boxes_xyxy"], batch["dense_weight"]),
@@ -136,7 +138,7 @@ def losses_of(module: FacingsModule, batch: Batch, *, canvas_offset: tuple[int, 
     rows = torch.arange(pictures, device=module.device).repeat_interleave(per_picture)
     shift = 16 * torch.tensor(canvas_offset, device=module.device)
     logits, predicted_iou = module.all_masks(
-        features,
+        maps,
         rows,
         batch["prompt_coords"].flatten(0, 1) + shift,
         batch["prompt_labels"].flatten(0, 1),
@@ -144,7 +146,7 @@ def losses_of(module: FacingsModule, batch: Batch, *, canvas_offset: tuple[int, 
     )
     logits, predicted_iou = logits.float(), predicted_iou.float()
     target = batch["prompt_masks"].flatten(0, 1)
-    weight = window_weights(batch["prompt_boxes_xyxy"].flatten(0, 1), *target.shape[1:], MASK_STRIDE)
+    weight = window_weights(batch["prompt_boxes_xyxy"].flatten(0, 1), target, MASK_STRIDE)
     fit, guess = mask_losses(logits, predicted_iou, target, weight)
     is_click = batch["prompt_is_click"].flatten()
     # SAM: the first mask answers what is unambiguous; of the other three only the best is taught, so that they differ.
@@ -155,9 +157,11 @@ def losses_of(module: FacingsModule, batch: Batch, *, canvas_offset: tuple[int, 
     return result
 
 
-def to_tensor_on(pixels: torch.Tensor, module: FacingsModule) -> torch.Tensor:
-    """uint8 `[B, H, W, 3]` to the network's input on its device, channels last."""
-    return to_tensor(pixels.numpy()).to(module.device, memory_format=torch.channels_last)
+def to_input(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """uint8 `[B, H, W, 3]` to the network's normalised input `[B, 3, H, W]`, channels last."""
+    batch = pixels.to(device).permute(0, 3, 1, 2).float() / 255
+    mean, deviation = (torch.tensor(values, device=device).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_DEVIATION))
+    return ((batch - mean) / deviation).contiguous(memory_format=torch.channels_last)
 
 
 WEIGHTS_OF_LOSSES = {"centre": 1.0, "box": 2.0, "mask": 1.0, "iou": 0.5}
@@ -170,8 +174,9 @@ def train(options: TrainOptions, report: Callable[[dict[str, float]], None]) -> 
     """
     options.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
-    module = build_module("facings-nano").to(options.device, memory_format=torch.channels_last)
-    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.998), use_buffers=True)
+    module = build_module(BUNDLED_CONFIG).to(options.device).to(memory_format=torch.channels_last)
+    moving_average = get_ema_multi_avg_fn(0.998)  # type: ignore[no-untyped-call]
+    average = AveragedModel(module, multi_avg_fn=moving_average, use_buffers=True)
     decay = [p for p in module.parameters() if p.ndim > 1]
     plain = [p for p in module.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -196,7 +201,7 @@ def train(options: TrainOptions, report: Callable[[dict[str, float]], None]) -> 
             "elapsed_s": elapsed_s,
         }
         torch.save(state, partial)
-        os.replace(partial, last)
+        partial.replace(last)
 
     shelves = RenderedShelves(options, first=step * options.batch_size * 2)
     loader: Any = DataLoader(
@@ -217,7 +222,8 @@ def train(options: TrainOptions, report: Callable[[dict[str, float]], None]) -> 
     for raw in loader:
         batch = {name: value if name == "pixels" else value.to(options.device) for name, value in raw.items()}
         progress = min(elapsed_s / limit_s, 1.0)
-        rate = options.learning_rate * min(1.0, (step + 1) / 200) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+        cosine = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
+        rate = options.learning_rate * min(1.0, (step + 1) / 200) * cosine
         for group in optimizer.param_groups:
             group["lr"] = rate
         offset = (int(rng.integers(room + 1)), int(rng.integers(room + 1)))
@@ -254,7 +260,7 @@ def train(options: TrainOptions, report: Callable[[dict[str, float]], None]) -> 
             saved_s = elapsed_s
         if done:
             break
-    return export(average.module, options, steps=step)
+    return export(cast(FacingsModule, average.module), options, steps=step)
 
 
 def _one_thread(_: int) -> None:
@@ -266,13 +272,12 @@ def _one_thread(_: int) -> None:
 
 def export(module: FacingsModule, options: TrainOptions, *, steps: int) -> Path:
     """Writes the averaged weights as fp16 safetensors, with how they came about in the file's metadata."""
-    from safetensors.torch import save_file
-
     path = options.out / "facings-nano.safetensors"
     tensors = {
         name: (value.half() if value.is_floating_point() else value).contiguous()
         for name, value in module.state_dict().items()
     }
     facts = {name: str(value) for name, value in asdict(options).items() if name not in ("out", "textures", "resume")}
-    save_file(tensors, path, metadata={"network": "facings-nano", **facts, "steps": str(steps), "textures": str(options.textures is not None)})
+    facts |= {"network": BUNDLED_CONFIG, "steps": str(steps), "textures": str(options.textures is not None)}
+    save_file(tensors, path, metadata=facts)
     return path

@@ -13,7 +13,7 @@ def centre_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """
     probability = logits.sigmoid().clamp(1e-4, 1 - 1e-4)
     is_centre = target == 1
-    found = -(1 - probability) ** 2 * probability.log()
+    found = -((1 - probability) ** 2) * probability.log()
     empty = -((1 - target) ** 4) * probability**2 * (1 - probability).log()
     return torch.where(is_centre, found, empty).sum() / is_centre.sum().clamp(min=1)
 
@@ -37,14 +37,16 @@ def box_loss(boxes: torch.Tensor, truth: torch.Tensor, weight: torch.Tensor) -> 
     return ((1 - giou) * weight[cells]).sum() / weight.sum().clamp(min=1)
 
 
-def window_weights(boxes_xyxy: torch.Tensor, height: int, width: int, stride: int) -> torch.Tensor:
-    """Weights `[P, height, width]` of mask cells: each object's surroundings (half a box side) share 1, the rest 0.2."""
-    grown = torch.cat([1.5 * boxes_xyxy[:, :2] - 0.5 * boxes_xyxy[:, 2:], 1.5 * boxes_xyxy[:, 2:] - 0.5 * boxes_xyxy[:, :2]], 1)
-    grown = grown / stride + torch.tensor([-2.0, -2.0, 2.0, 2.0], device=boxes_xyxy.device)
+def window_weights(boxes_xyxy: torch.Tensor, target: torch.Tensor, stride: int) -> torch.Tensor:
+    """Weights of the cells of masks `[P, h, w]`: an object's surroundings (half a box side) share 1, all cells 0.2."""
+    height, width = target.shape[1:]
+    half = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) / 2
+    low = (boxes_xyxy[:, :2] - half) / stride - 2
+    high = (boxes_xyxy[:, 2:] + half) / stride + 2
     xs = torch.arange(width, device=boxes_xyxy.device) + 0.5
     ys = torch.arange(height, device=boxes_xyxy.device) + 0.5
-    across = (xs > grown[:, 0:1]) & (xs < grown[:, 2:3])
-    down = (ys > grown[:, 1:2]) & (ys < grown[:, 3:4])
+    across = (xs > low[:, 0:1]) & (xs < high[:, 0:1])
+    down = (ys > low[:, 1:2]) & (ys < high[:, 1:2])
     inside = (down[:, :, None] & across[:, None, :]).float()
     return inside / inside.sum((1, 2), keepdim=True).clamp(min=1) + 0.2 / (height * width)
 

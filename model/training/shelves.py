@@ -177,8 +177,8 @@ def _hsv(hue: float, saturation: float, value: float) -> Rgb:
 
 def _hue(dice: _Dice) -> float:
     """Packages are red, blue or green more often than anything else."""
-    centre = dice.pick((0.0, 0.0, 0.0, 0.07, 0.14, 0.14, 0.3, 0.36, 0.36, 0.5, 0.58, 0.6, 0.62, 0.78, 0.93))
-    return cast(float, centre) + dice.between(-0.04, 0.04)
+    centre = dice.pick((0.0, 0.0, 0.0, 0.01, 0.06, 0.08, 0.11, 0.14, 0.14, 0.3, 0.37, 0.5, 0.57, 0.6, 0.6, 0.62, 0.93))
+    return (dice.unit() if dice.chance(0.06) else cast(float, centre)) + dice.between(-0.03, 0.03)
 
 
 def _tint(colour: Rgb, gain: float) -> Rgb:
@@ -220,9 +220,9 @@ class _Brand:
 
 def _palette(dice: _Dice) -> tuple[Rgb, Rgb, Rgb, Rgb]:
     hue = _hue(dice)
-    ground_kind = dice.weighted({"vivid": 0.42, "white": 0.24, "dark": 0.16, "pastel": 0.12, "metal": 0.06})
+    ground_kind = dice.weighted({"vivid": 0.4, "white": 0.3, "dark": 0.12, "pastel": 0.12, "metal": 0.06})
     if ground_kind == "vivid":
-        ground = _hsv(hue, dice.between(0.6, 1), dice.between(0.4, 0.95))
+        ground = _hsv(hue, dice.between(0.5, 0.95), dice.between(0.35, 0.88))
     elif ground_kind == "white":
         ground = _hsv(hue, dice.between(0, 0.08), dice.between(0.85, 1))
     elif ground_kind == "dark":
@@ -231,10 +231,10 @@ def _palette(dice: _Dice) -> tuple[Rgb, Rgb, Rgb, Rgb]:
         ground = _hsv(hue, dice.between(0.12, 0.45), dice.between(0.75, 0.98))
     else:
         ground = _hsv(dice.pick((0.12, 0.6, 0.1)), dice.between(0.03, 0.35), dice.between(0.55, 0.8))
-    second = _hsv(hue + dice.pick((0, 0, 0.05, 0.5, 0.33, 0.15)), dice.between(0.3, 1), dice.between(0.3, 1))
-    if dice.chance(0.3):
+    second = _hsv(hue + dice.pick((0, 0, 0.05, 0.5, 0.33, 0.15)), dice.between(0.25, 0.9), dice.between(0.3, 0.92))
+    if dice.chance(0.4):
         second = dice.pick(((250, 250, 250), (20, 20, 22), (235, 225, 200)))
-    accent = _hsv(_hue(dice), dice.between(0.6, 1), dice.between(0.5, 1))
+    accent = _hsv(_hue(dice), dice.between(0.5, 0.95), dice.between(0.45, 0.95))
     ink: Rgb = (245, 245, 240) if _luma(ground) < 140 else _hsv(hue, dice.between(0, 1), dice.between(0, 0.4))
     return ground, second, accent, ink
 
@@ -275,9 +275,12 @@ def _artwork(brand: _Brand, variant: int, width: int, height: int, textures: Tex
     own = _Dice((brand.seed, 2, variant))
     ground, second, accent, ink = brand.palette
     if variant and own.chance(0.8):
-        accent = _hsv(_hue(own), own.between(0.5, 1), own.between(0.4, 1))
-    if variant and own.chance(0.25):
+        accent = _hsv(_hue(own), own.between(0.5, 0.95), own.between(0.4, 0.95))
+    if variant and own.chance(0.35):
         second = accent
+    if variant and brand.seed % 4 == 0:  # brands whose variants differ by the ground
+        ground = _hsv(_hue(own), own.between(0.4, 0.9), own.between(0.4, 0.9))
+        ink = (245, 245, 240) if _luma(ground) < 140 else (30, 28, 34)
     if textures is not None and textures.faces and layout.chance(TEXTURED_SHARE):
         return _photo_face(own, width, height, textures)
     image: Pixels = np.empty((height, width, 3), np.uint8)
@@ -424,7 +427,7 @@ def _recolour(dice: _Dice, rgb: Pixels, strength: float) -> Pixels:
     hsv = cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)
     if dice.chance(strength):
         ramp = np.arange(256)
-        hue = ((ramp + (dice.whole(0, 179) if dice.chance(0.4) else dice.whole(-12, 12))) % 180).astype(np.uint8)
+        hue = ((ramp + (dice.whole(0, 179) if dice.chance(0.2) else dice.whole(-12, 12))) % 180).astype(np.uint8)
         saturation = np.clip(ramp * dice.between(0.7, 1.3), 0, 255).astype(np.uint8)
         value = np.clip(ramp * dice.between(0.75, 1.15), 0, 255).astype(np.uint8)
         hsv = cv2.LUT(hsv, np.dstack([hue[None], saturation[None], value[None]]).reshape(256, 1, 3))
@@ -499,36 +502,38 @@ _PROFILES: dict[str, tuple[tuple[tuple[float, float], ...], float, tuple[float, 
 
 # kind: (weight, aspect h/w low, high, width relative to the typical facing low, high)
 _KINDS: dict[str, tuple[float, float, float, float, float]] = {
-    "box": (3.6, 0.8, 3.0, 0.7, 1.7),
-    "flatbox": (0.35, 0.35, 0.7, 1.3, 2.4),
-    "bag": (1.6, 1.1, 2.2, 0.85, 1.8),
-    "pillow": (0.4, 0.5, 1.1, 1.0, 2.0),
-    "carton": (0.8, 1.8, 2.9, 0.75, 1.1),
-    "blister": (0.5, 1.3, 2.8, 0.7, 1.4),
-    "multipack": (0.6, 0.6, 1.3, 1.5, 2.4),
-    "trigger": (0.35, 2.0, 2.8, 0.8, 1.2),
-    "pump": (0.35, 2.0, 3.0, 0.7, 1.0),
-    "jug": (0.4, 1.2, 1.8, 1.1, 1.8),
-    "produce": (0.15, 0.7, 1.3, 0.8, 1.3),
+    "box": (3.8, 0.9, 4.2, 0.6, 1.8),
+    "flatbox": (0.2, 0.35, 0.7, 1.3, 2.6),
+    "bag": (1.6, 1.2, 2.4, 0.85, 1.9),
+    "pillow": (0.3, 0.5, 1.1, 1.0, 2.0),
+    "carton": (0.8, 1.9, 3.4, 0.7, 1.1),
+    "blister": (0.5, 1.5, 3.4, 0.7, 1.4),
+    "multipack": (0.4, 0.6, 1.3, 1.5, 2.6),
+    "trigger": (0.35, 2.2, 3.2, 0.8, 1.2),
+    "pump": (0.35, 2.3, 3.6, 0.65, 1.0),
+    "jug": (0.4, 1.3, 2.0, 1.1, 1.8),
+    "produce": (0.1, 0.7, 1.3, 0.8, 1.3),
     "cutout": (0.0, 0.7, 3.0, 0.8, 1.4),
-    "bottle": (1.0, 2.3, 3.8, 0.65, 1.0),
-    "soda": (1.0, 2.6, 3.7, 0.7, 1.1),
-    "wine": (0.4, 3.0, 4.0, 0.7, 0.95),
-    "flask": (0.6, 1.7, 2.8, 0.75, 1.2),
-    "shampoo": (1.2, 2.0, 3.2, 0.7, 1.1),
-    "spray": (0.8, 2.6, 4.0, 0.6, 0.9),
-    "stick": (0.5, 1.7, 2.6, 0.6, 0.9),
-    "can": (1.0, 1.5, 2.3, 0.65, 1.0),
-    "tin": (0.6, 0.9, 1.6, 0.8, 1.1),
-    "jar": (0.9, 1.0, 1.8, 0.8, 1.2),
-    "tub": (0.6, 0.6, 1.1, 0.9, 1.5),
-    "cup": (0.4, 0.8, 1.5, 0.7, 1.1),
-    "tube": (0.5, 1.9, 3.2, 0.6, 0.9),
-    "canister": (0.5, 1.0, 2.0, 0.9, 1.4),
+    "bottle": (1.2, 2.6, 4.6, 0.6, 1.0),
+    "soda": (1.2, 2.8, 4.2, 0.65, 1.1),
+    "wine": (0.5, 3.2, 4.5, 0.65, 0.95),
+    "flask": (0.6, 1.9, 3.3, 0.7, 1.2),
+    "shampoo": (1.3, 2.2, 4.0, 0.6, 1.1),
+    "spray": (0.9, 2.8, 4.8, 0.55, 0.9),
+    "stick": (0.6, 1.8, 3.2, 0.6, 0.9),
+    "can": (1.0, 1.6, 2.9, 0.6, 1.0),
+    "tin": (0.45, 0.9, 1.6, 0.8, 1.1),
+    "jar": (0.9, 1.1, 1.9, 0.8, 1.2),
+    "tub": (0.3, 0.6, 1.1, 0.9, 1.6),
+    "cup": (0.4, 0.9, 1.6, 0.7, 1.1),
+    "tube": (0.6, 2.1, 3.8, 0.6, 0.9),
+    "canister": (0.6, 1.1, 2.2, 0.9, 1.5),
 }
 _STACKABLE = {"box", "flatbox", "can", "tin", "tub", "multipack", "pillow", "cup", "canister", "jar"}
 _SQUARE = {"box", "flatbox", "carton", "multipack"}
-_HANGING = {"blister", "bag", "pillow", "box"}
+_LIDDED = {"can", "tin", "tub", "cup"}
+_NECKED = {"bottle", "soda", "wine", "flask", "spray", "trigger", "pump"}
+_HANGING = {"blister", "bag"}
 
 
 @dataclass(kw_only=True, eq=False)
@@ -570,6 +575,7 @@ class _Product:
     width: int
     height: int
     colour: Rgb
+    cap: Rgb  # of its lid
     rgb: Pixels  # larger than the units
     alpha: Pixels
     prints: tuple[_Print, ...]
@@ -597,6 +603,7 @@ class _Product:
         rgb = np.roll(self.rgb, round(self.rgb.shape[1] * spec.turn), axis=1) if spec.turn else self.rgb
         small = _resized(rgb, width, height)
         solid = self.alpha.min() >= 250
+        cover: Pixels | None
         if solid and abs(spec.degrees) <= 0.4:
             cover = None
         elif solid:
@@ -640,15 +647,15 @@ def _round_body(
         smooth = cv2.blur(profile[:, None], (1, max(1, height // 24)), borderType=cv2.BORDER_REPLICATE)
         profile = cast(Floats, smooth)[:, 0]
     cap_end, label_top, label_end = (share ** (1 / warp) for share in (cap_end, label_top, label_end))
-    body = ground
+    body, liquid = ground, ""
     if brand.kind in {"bottle", "soda", "wine", "jar", "flask"} and dice.chance(0.75):
         liquid = dice.weighted(
-            {"cola": 1.2, "clear": 1, "vivid": 1.5, "green": 0.6, "dark": 0.5, "amber": 0.6, "milk": 0.4}
+            {"cola": 1.4, "clear": 1.2, "vivid": 1.1, "green": 0.7, "dark": 0.5, "amber": 0.6, "milk": 0.4}
         )
         body = {
             "cola": (38, 18, 12),
             "clear": (176, 186, 190),
-            "vivid": _hsv(_hue(own), 0.85, own.between(0.5, 0.95)),
+            "vivid": _hsv(_hue(own), 0.8, own.between(0.4, 0.85)),
             "green": (28, 80, 40),
             "dark": (22, 24, 30),
             "amber": (150, 84, 24),
@@ -680,6 +687,9 @@ def _round_body(
     light = gleam * np.exp(-(((across - glint) / glint_width) ** 2))
     out = image * (shade * dice.between(0.95, 1.15))[:, :, None] + (light * 150)[:, :, None]
     alpha = (np.abs(x)[None, :] <= profile[:, None]).astype(np.uint8) * 255
+    if liquid in {"clear", "vivid", "green", "amber"}:  # what stands behind shines through, but for cap and label
+        through = alpha[cap:top]
+        np.minimum(through, 205, out=through)
     if brand.kind == "tube" and dice.chance(0.4):
         out, alpha = out[::-1], alpha[::-1]
     return cast(Pixels, np.clip(out, 0, 255).astype(np.uint8)), cast(Pixels, np.ascontiguousarray(alpha))
@@ -858,8 +868,7 @@ def _pack(brand: _Brand, variant: int, width: int, height: int, textures: Textur
             image[: int(height * 0.2)] = dice.pick(((245, 245, 245), (30, 30, 30), brand.palette[2]))
         shade = np.repeat(1.1 - 0.4 * x * x + 0.3 * np.exp(-((x - dice.between(-0.6, 0.6)) ** 2) / 0.01), height, 0)
         return _shaded(image, shade.astype(np.float32)), alpha
-    # boxes: a lit face with worn edges; sometimes the top is seen as well
-    tilt = dice.between(0.04, 0.16) if dice.chance(0.35) else 0.0
+    # boxes: a lit face with worn edges
     y = np.linspace(0, 1, height, dtype=np.float32)[:, None]
     x = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
     shade = dice.between(0.95, 1.08) + dice.between(-0.12, 0.12) * x + dice.between(-0.12, 0.06) * y
@@ -869,15 +878,6 @@ def _pack(brand: _Brand, variant: int, width: int, height: int, textures: Textur
     edge = dice.between(0.45, 0.95)
     image[:, -1:] = (image[:, -1:] * edge).astype(np.uint8)
     image[-1:] = (image[-1:] * edge).astype(np.uint8)
-    if tilt:
-        cut = max(1, int(height * tilt))
-        face = _resized(image, width, height - cut)
-        gain = dice.pick((0.55, 0.8, 1.15, 1.3))
-        image[cut:] = face
-        image[:cut] = _tint(brand.palette[0], gain)
-        inset = dice.between(0, 0.1)
-        outline = ((inset, 0), (1 - inset, 0), (1, cut / height), (1, 1), (0, 1), (0, cut / height))
-        return image, _poly(width, height, outline)
     return image, full
 
 
@@ -893,17 +893,26 @@ class _Designer:
         taste = _Dice(dice.whole(0, 1 << 30))
         # a picture shows a department: a few kinds of packages dominate
         self.kinds = {kind: spec[0] * taste.log_between(0.2, 5) for kind, spec in _KINDS.items()}
-        self.block_chance = dice.between(0.3, 0.85)
+        self.block_chance = dice.between(0.5, 0.92)
 
     def product(self, room_px: float, *, kinds: set[str] | None = None, fresh: bool = False) -> _Product:
         """A product of at most `room_px` height; often a variant of the brand that was last used."""
         dice = self.dice
         if len(self.products) >= MAX_PRODUCTS or (self.products and not fresh and dice.chance(0.06)):
-            fitting = [p for p in self.products if p.height <= room_px and (kinds is None or p.kind in kinds)]
+            fitting = [
+                p
+                for p in self.products
+                if self._suits(p.kind, p.height, room_px) and (kinds is None or p.kind in kinds)
+            ]
             if fitting:
                 return cast(_Product, dice.pick(fitting))
         brand = self.brand
-        usable = brand is not None and (kinds is None or brand.kind in kinds) and dice.chance(self.block_chance)
+        usable = (
+            brand is not None
+            and (kinds is None or brand.kind in kinds)
+            and self._suits(brand.kind, brand.width * brand.aspect, room_px)
+            and dice.chance(self.block_chance)
+        )
         if brand is None or not usable or brand.variants > 6:
             brand = self._new_brand(kinds, room_px)
         else:
@@ -911,17 +920,31 @@ class _Designer:
         self.brand = brand
         return self._make(brand, room_px)
 
+    @staticmethod
+    def _suits(kind: str, height: float, room_px: float) -> bool:
+        """Whether it fills the height of the shelf, alone or stacked, more or less."""
+        levels = max(1, int(room_px / height)) if kind in _STACKABLE else 1
+        return 0.66 * room_px <= levels * height <= 1.02 * room_px
+
     def _new_brand(self, kinds: set[str] | None, room_px: float) -> _Brand:
         dice = self.dice
         weights = {kind: weight for kind, weight in self.kinds.items() if kinds is None or kind in kinds}
+        for kind in weights:  # what is far too low for the shelf, and cannot be stacked, stands elsewhere
+            _, _, high, narrow, wide = _KINDS[kind]
+            tallest = 1.32 * self.facing_px * math.sqrt(narrow * wide) * high
+            if tallest < (0.4 if kind in _STACKABLE else 0.66) * room_px:
+                weights[kind] *= 0.08
         if self.textures is not None and self.textures.cutouts and (kinds is None or "cutout" in kinds):
             weights["cutout"] = 0.06 * sum(weights.values())
         kind = dice.weighted(weights)
         _, low, high, narrow, wide = _KINDS[kind]
-        width = 1.1 * self.facing_px * dice.log_between(narrow, wide)
+        width = 1.32 * self.facing_px * dice.log_between(narrow, wide)
         aspect = dice.log_between(low, high)
-        if dice.chance(0.75):  # shelves are set to the height of what stands on them
-            aspect = float(np.clip(room_px * dice.between(0.75, 1) / width, low, high))
+        if dice.chance(0.88):  # shelves are set to the height of what stands on them
+            levels = max(1, round(room_px / (width * (0.35 * low + 0.65 * high)))) if kind in _STACKABLE else 1
+            aspect = float(np.clip(room_px / levels * dice.between(0.82, 1) / width, low, high))
+            if levels == 1 and width * aspect < 0.72 * room_px:
+                width = min(width * 1.5, 0.8 * room_px / aspect)
         if width * aspect > room_px:
             aspect = max(low, room_px / width)
             width = max(self.facing_px * 0.4, min(width, room_px / aspect))
@@ -965,11 +988,11 @@ class _Designer:
         for _ in range(2):
             stretch, gain = dice.between(0.98, 1.02), dice.between(0.86, 1.08)
             prints.append(_Print(stretch=stretch, gain=gain, degrees=loose * dice.between(-1, 1)))
-        if dice.chance(0.3):  # one that leans
+        if dice.chance(0.2):  # one that leans
             prints.append(
                 _Print(
                     gain=dice.between(0.8, 1),
-                    degrees=dice.between(-12, 12) if dice.chance(0.85) else dice.pick((-90, 90)),
+                    degrees=dice.between(-9, 9) if dice.chance(0.92) else dice.pick((-90, 90)),
                 )
             )
         if brand.kind in _PROFILES and dice.chance(0.3):  # one that shows another side
@@ -979,6 +1002,7 @@ class _Designer:
             width=width,
             height=height,
             colour=brand.palette[0],
+            cap=dice.pick((brand.palette[1], (205, 206, 208), (240, 240, 238))),
             rgb=rgb,
             alpha=alpha,
             prints=tuple(prints),
@@ -1060,8 +1084,10 @@ class _Style:
     tag: Rgb
     tag_chance: float
     board: Rgb
-    rise: float  # how far a rear unit shows above its front unit, per unit height; negative below eye level
+    rise: float  # how far a rear unit shows above its front unit at eye level, per unit height
     drift: float  # and to the side, per unit width
+    depth: float  # how much both change from one end of the canvas to the other
+    eye: tuple[float, float]  # where the vanishing point lies, as shares of the canvas
     rear_chance: float
     gap_chance: float
     ambient: float  # light at the back of the shelf
@@ -1069,27 +1095,30 @@ class _Style:
 
 
 def _new_style(dice: _Dice, view: _View) -> _Style:
-    grey = dice.between(30, 110) if dice.chance(0.45) else dice.between(110, 240)
-    rail_kind = dice.weighted({"white": 4, "grey": 2, "black": 1, "colour": 1.6})
+    grey = dice.between(35, 110) if dice.chance(0.22) else dice.between(115, 225)
+    rail_kind = dice.weighted({"white": 5, "grey": 2.4, "beige": 0.8, "black": 0.7, "colour": 1.2})
     rail: Rgb = {
         "white": (228, 228, 224),
         "grey": (150, 152, 155),
+        "beige": (205, 190, 164),
         "black": (35, 35, 38),
-        "colour": _hsv(_hue(dice), dice.between(0.4, 0.9), dice.between(0.35, 0.9)),
+        "colour": _hsv(_hue(dice), dice.between(0.35, 0.8), dice.between(0.35, 0.85)),
     }[rail_kind]
     warm = dice.between(0.92, 1.05)
     return _Style(
         wall=(int(min(255, grey * warm)), int(grey), int(min(255, grey / warm))),
         rail=_tint(rail, dice.between(0.75, 1.05)),
         tag=dice.pick(((248, 248, 245), (248, 248, 245), (250, 225, 60), (240, 240, 250), (230, 60, 50))),
-        tag_chance=dice.pick((0.15, 0.5, 0.9, 1.0)),
+        tag_chance=dice.pick((0.3, 0.7, 0.9, 1.0)),
         board=_tint(rail, dice.between(0.4, 0.9)),
-        rise=dice.between(-0.03, 0.12),
-        drift=view.yaw * dice.between(0.3, 1.0) + dice.between(-0.05, 0.05),
-        rear_chance=dice.pick((0.3, 0.8, 1.0)),
-        gap_chance=dice.pick((0.01, 0.03, 0.1)),
-        ambient=dice.between(0.35, 1.0),
-        spacing=dice.pick((0.0, 0.0, 0.0, 0.01, 0.03, 0.07)),
+        rise=dice.between(-0.02, 0.06),
+        drift=view.yaw * dice.between(0.3, 1.0),
+        depth=dice.between(0.05, 0.3),
+        eye=(0.5 + view.eye_x * 0.6, dice.between(-0.3, 0.8)),
+        rear_chance=dice.pick((0.5, 0.9, 1.0)),
+        gap_chance=0.12 if dice.chance(0.15) else dice.pick((0.0, 0.01, 0.03)),
+        ambient=dice.between(0.3, 0.6) if dice.chance(0.22) else dice.between(0.6, 1.0),
+        spacing=dice.pick((0.0, 0.0, 0.0, 0.01, 0.02, 0.06)),
     )
 
 
@@ -1112,7 +1141,7 @@ class _Scene:
             top = canvas.height * (MARGIN * 0.75 + dice.between(0.0, 0.1 if whole else 0.45))
             self._ceiling(int(top))
         if whole or dice.chance(0.14):
-            bottom = canvas.height * (1 - MARGIN * 0.75 - dice.between(0.02, 0.12 if whole else 0.4))
+            bottom = canvas.height * (1 - MARGIN * 0.75 - dice.between(0.02, 0.12 if whole else 0.32))
             self._floor(int(bottom))
         x = -dice.between(0, 2) * self.facing_px
         ledges = self._ledges(top, bottom)
@@ -1120,7 +1149,7 @@ class _Scene:
             width = self.facing_px * dice.log_between(9, 30) * (dice.between(0.15, 1) if x < 0 else 1.0)
             if dice.chance(0.35):
                 ledges = self._ledges(top, bottom)
-            mode = dice.weighted({"shelf": 8.2, "wall": 1.0, "hooks": 0.6, "top": 0.15})
+            mode = dice.weighted({"shelf": 8.2, "wall": 0.8, "hooks": 0.5, "top": 0.15})
             self._bay(x, x + width, ledges, mode)
             x += width
             if dice.chance(0.45):
@@ -1140,12 +1169,12 @@ class _Scene:
         dice = self.dice
         ledges = []
         y = bottom + (dice.between(0, 2.5) * self.facing_px if bottom >= self.canvas.height else 0)
-        typical = self.facing_px * dice.log_between(2.2, 5.2)
+        typical = self.facing_px * dice.log_between(1.9, 4.4)
         while y > top + 0.5 * self.facing_px:
-            room = typical * dice.log_between(0.75, 1.4)
+            room = typical * dice.log_between(0.72, 1.4)
             if y - room < top:
                 room = y - top
-            rail = self.facing_px * dice.between(0.15, 0.55)
+            rail = max(self.facing_px * 0.1, room * dice.between(0.06, 0.12))
             ledges.append((y, room))
             y -= room + rail
         return ledges
@@ -1209,23 +1238,24 @@ class _Scene:
         if mode == "top":
             self._trays_from_above(x0, x1, ledges)
             return
-        if dice.chance(0.4) or mode == "hooks":
+        if dice.chance(0.2) or mode == "hooks":
             self._perforated(x0, x1, ledges)
         for i, (y, room) in enumerate(ledges):
             if y - room > canvas.height or y < 0:
                 continue
-            rail = 0.0 if i == 0 and y >= canvas.height else self.facing_px * dice.between(0.18, 0.55)
+            share = dice.between(0.06, 0.11) if dice.chance(0.75) else dice.between(0.1, 0.2)
+            rail = 0.0 if i == 0 and y >= canvas.height else max(self.facing_px * 0.12, room * share)
             # the surface of the shelf, seen from above or below
-            lip = max(0.0, style.rise) * room * dice.between(0.5, 1.2)
+            lip = max(0.0, self._rise(y)) * room * dice.between(0.5, 1.2)
             canvas.fill(x0, y - lip, x1, y, style.board, covers=False)
-            canvas.scale_light(x0, y - room, x1, y, _floats([style.ambient * 0.45, style.ambient, style.ambient * 1.1]))
+            canvas.scale_light(x0, y - room, x1, y, _floats([style.ambient * 0.55, style.ambient, style.ambient * 1.1]))
             if mode == "hooks" or dice.chance(0.035):
                 self._hanging(x0, x1, y, room)
             else:
                 self._row(x0, x1, y, room)
-            reach = room * dice.between(0.1, 0.5)
-            canvas.scale_light(x0, y - room, x1, y - room + reach, _floats([dice.between(0.5, 1), 0.95, 1]))
-            if dice.chance(0.35):
+            reach = room * dice.between(0.1, 0.4)
+            canvas.scale_light(x0, y - room, x1, y - room + reach, _floats([dice.between(0.55, 1), 0.95, 1]))
+            if dice.chance(0.25):
                 canvas.scale_light(x0, y - room, x1, y, _floats([1, dice.between(0.8, 1), dice.between(0.65, 1)]))
             lift = rail * dice.between(0, 0.35) if dice.chance(0.35) else 0.0  # hides the feet of the products
             self._rail(x0, x1, y - lift, rail + lift)
@@ -1252,7 +1282,7 @@ class _Scene:
         if dice.chance(0.08):  # a printed strip
             canvas.fill(x0, y + height * 0.15, x1, y + height * 0.85, _hsv(_hue(dice), dice.between(0.4, 0.9), 0.8))
         x = x0 + dice.between(0, 2) * self.facing_px
-        h = height * dice.between(0.6, 1.0)
+        h = height * dice.between(0.7, 1.25)
         w = h * dice.between(1.1, 2.4)
         while x < x1:
             if dice.chance(style.tag_chance) and x + w < x1:
@@ -1260,7 +1290,15 @@ class _Scene:
                 self._tag(
                     x, y + (height - h) / 2 - over, w, h + over, style.tag if dice.chance(0.85) else (250, 220, 40)
                 )
-            x += w * dice.between(1.05, 1.4) if dice.chance(0.3) else dice.between(0.8, 3) * self.facing_px
+            x += w * dice.between(1.05, 1.4) if dice.chance(0.25) else dice.between(0.6, 2.2) * self.facing_px
+        if dice.chance(0.16):  # larger ones, hung before the products
+            colour = style.tag if dice.chance(0.4) else dice.pick(((250, 220, 40), (245, 245, 245), (225, 50, 45)))
+            w = self.facing_px * dice.between(0.4, 0.95)
+            h = w * dice.between(0.45, 1.0)
+            x = x0 + dice.between(0, 3) * self.facing_px
+            while x + w < x1:
+                self._tag(x, y + height * 0.3 - h * dice.between(0, 0.7), w, h, colour)
+                x += w + self.facing_px * dice.between(0.5, 5)
 
     def _tag(self, x: float, y: float, w: float, h: float, colour: Rgb) -> None:
         dice, canvas = self.dice, self.canvas
@@ -1279,96 +1317,150 @@ class _Scene:
 
     # rows of products
 
+    def _rise(self, y: float) -> float:
+        """How far a rear unit shows above its front unit at that height, per unit height: more below the eye."""
+        style = self.style
+        return float(np.clip(style.rise + style.depth * (y / self.canvas.height - style.eye[1]), -0.04, 0.26))
+
+    def _drift(self, x: float) -> float:
+        """How far a rear unit is shifted there, per unit width: towards the vanishing point."""
+        style = self.style
+        return style.drift + style.depth * (style.eye[0] - x / self.canvas.width)
+
     def _row(self, x0: float, x1: float, y: float, room: float) -> None:
         """Stand groups of products side by side on a shelf: rear units first, then the facings, then trays and bars."""
         dice, style, canvas = self.dice, self.style, self.canvas
-        front: list[tuple[_Product, float, float]] = []
-        trays: list[tuple[float, float, float, _Product]] = []
-        rear: list[tuple[_Product, float, float, bool]] = []  # True: nothing stands before it
-        x = x0 + dice.between(0, 0.3) * self.facing_px
-        rise = style.rise + dice.between(-0.03, 0.03)
-        fill = dice.between(0.86, 0.99)
-        spacing = style.spacing if dice.chance(0.8) else dice.between(0, 0.12)
+        groups: list[tuple[_Product, float, float, int, int]] = []  # product, from, to, count, levels
+        x = x0 + dice.between(0, 0.15) * self.facing_px
+        fill = dice.between(0.9, 1.0) if dice.chance(0.82) else dice.between(0.6, 0.9)
+        spacing = style.spacing if dice.chance(0.85) else dice.between(0, 0.1)
+        self.designer.facing_px = self.facing_px * dice.log_between(0.7, 1.55)
+        only = _STACKABLE if dice.chance(0.1) else None
         misses = 0
-        self.designer.facing_px = self.facing_px * dice.log_between(0.75, 1.45)
-        only = _STACKABLE if dice.chance(0.14) else None
-        while x < x1:
+        while x < x1 and misses <= 3:
             if dice.chance(style.gap_chance):
                 x += self.facing_px * dice.between(0.3, 2)
                 continue
-            product = self.designer.product(room * fill / (dice.whole(2, 3) if only else 1), kinds=only)
-            count = min(
-                dice.whole(1, 4) if dice.chance(0.7) else dice.whole(3, 10), max(1, int((x1 - x) / product.width))
-            )
+            product = self.designer.product(room * fill / (2 if only else 1), kinds=only)
+            step = product.width * (1 + spacing)
             if x + product.width > x1:
                 misses += 1
-                if misses > 3:
-                    break
                 continue
+            wanted = dice.whole(1, 4) if dice.chance(0.65) else dice.whole(3, 10)
+            count = min(wanted, int((x1 - x - product.width) / step) + 1)
             levels = 1
-            if product.kind in _STACKABLE and product.height * 2 < room and dice.chance(0.9 if only else 0.5):
-                levels = min(dice.whole(2, 5 if only else 3), int(room * 0.97 / product.height))
+            if product.kind in _STACKABLE and product.height * 2 < room and dice.chance(0.92):
+                levels = min(dice.whole(2, 5) if dice.chance(0.3) else 5, int(room * 0.97 / product.height))
+            groups.append((product, x, x + count * step, count, levels))
+            x += count * step + product.width * (dice.between(0, 0.03) if dice.chance(0.85) else dice.between(0, 0.3))
+        if not groups:
+            return
+        # the last of what is left over goes between the groups, that the row ends where the shelf does
+        slack = max(0.0, x1 - max(groups[-1][2], x))
+        part = min(slack / len(groups), 0.4 * self.facing_px)
+        placed = [
+            (product, start + i * part, end + i * part, count, levels)
+            for i, (product, start, end, count, levels) in enumerate(groups)
+        ]
+        front, rear = self._places(placed, y, room, spacing)
+        for _, product, left, base, foremost in rear:
+            sprite = product.rear
+            canvas.stamp(sprite, round(left), round(base) - sprite.rgb.shape[0], facing=foremost)
+        for product, left, base, on_top in front:
+            sprite = product.unit(dice)
+            h, w = sprite.rgb.shape[:2]
+            at = round(left + (product.width - w) / 2), round(base) - h
+            canvas.stamp(sprite, *at, facing=True)
+            if h > 8 and (product.kind in _SQUARE or product.kind in _LIDDED):
+                self._solid(product, sprite, *at, on_top=on_top)
+        trays = [group for group in placed if dice.chance(0.09)]
+        for product, left, right, _, _ in trays:
+            self._tray_lip(left, right, y, dice.between(0.12, 0.4) * product.height, product)
+        if dice.chance(0.06):
+            self._bars(x0, x1, y, room)
+        if dice.chance(0.1):  # clear dividers
+            for _, left, right, _, _ in placed:
+                canvas.fill(left, y - room * 0.4, left + 1, y, (200, 205, 208), covers=False)
+                canvas.fill(right, y - room * 0.4, right + 1, y, (200, 205, 208), covers=False)
+
+    def _places(
+        self, groups: list[tuple[_Product, float, float, int, int]], y: float, room: float, spacing: float
+    ) -> tuple[list[tuple[_Product, float, float, bool]], list[tuple[int, _Product, float, float, bool]]]:
+        """Where the front units (product, left, base, whether on top) and the rear ones (depth, product, left, base,
+        whether nothing stands before it) are, in the order to draw them in."""
+        dice, style = self.dice, self.style
+        rise = self._rise(y)
+        front: list[tuple[_Product, float, float, bool]] = []
+        rear: list[tuple[int, _Product, float, float, bool]] = []
+        for product, start, _, count, levels in groups:
             depth = dice.whole(1, 1 if self.facing_px < 26 else 3) if dice.chance(style.rear_chance) else 0
-            start = x
-            for _ in range(count):
-                if x + product.width > x1:
-                    break
+            if rise < 0.01 and product.kind not in _NECKED:
+                depth = min(depth, 1)
+            stagger = dice.between(-0.5, 0.5) if product.kind in _NECKED and dice.chance(0.6) else 0.0
+            for i in range(count):
+                x = start + i * product.width * (1 + spacing)
                 here = max(1, levels - (dice.whole(0, 2) if dice.chance(0.2) else 0))
-                lost = dice.chance(0.04)
-                for level in range(levels if lost or depth else 0):
-                    if level and level >= here + 1:
-                        continue
+                lost = dice.chance(0.03)
+                for level in range(min(levels, here + 1)):
                     for k in range(depth if not lost else max(1, depth), 0, -1):
                         base = y - level * product.height - max(0.0, rise) * product.height * k * 0.8
-                        rear.append((product, x + style.drift * product.width * k, base, lost and k == 1))
+                        if k > 1 and base - product.height < y - 1.03 * room:
+                            continue
+                        left = x + (self._drift(x) * k + stagger * (k % 2)) * product.width
+                        rear.append((k, product, left, base, lost and k == 1))
                 if not lost:
                     wobble = dice.between(-0.02, 0.02) * product.width if spacing else 0.0
                     settle = dice.between(0, 0.04) * product.height if dice.chance(0.3) else 0.0
                     for level in range(here):
-                        front.append((product, x + wobble, y - settle - level * product.height))
-                x += product.width * (1 + spacing * dice.between(0.2, 1.6))
-            if dice.chance(0.09):
-                trays.append((start, x, dice.between(0.12, 0.4) * product.height, product))
-            x += product.width * (dice.between(0, 0.05) if dice.chance(0.75) else dice.between(0.05, 0.4))
-        for product, left, base, foremost in rear:
-            sprite = product.rear
-            canvas.stamp(sprite, round(left), round(base) - sprite.rgb.shape[0], facing=foremost)
-        if style.drift < 0 if abs(style.drift) > 0.06 else dice.chance(0.5):
-            front.reverse()
-        for product, left, base in front:
-            sprite = product.unit(dice)
-            h, w = sprite.rgb.shape[:2]
-            canvas.stamp(sprite, round(left + (product.width - w) / 2), round(base) - h, facing=True)
-            if abs(style.drift) > 0.06 and product.kind in _SQUARE and h > 8:
-                self._box_side(product, sprite, round(left + (product.width - w) / 2), round(base) - h)
-        for left, right, height, product in trays:
-            self._tray_lip(left, right, y, height, product)
-        if dice.chance(0.06):
-            self._bars(x0, x1, y, room)
-        if dice.chance(0.08):  # clear dividers
-            for left, right, _, _ in trays:
-                canvas.fill(left, y - room * 0.4, left + 1, y, (200, 205, 208), covers=False)
-                canvas.fill(right, y - room * 0.4, right + 1, y, (200, 205, 208), covers=False)
+                        front.append((product, x + wobble, y - settle - level * product.height, level == here - 1))
+        rear.sort(key=lambda unit: -unit[0])
+        # from both ends towards the vanishing point: the nearer hides the side of the farther
+        left_part = [unit for unit in front if self._drift(unit[1]) > 0]
+        return left_part + [unit for unit in reversed(front) if self._drift(unit[1]) <= 0], rear
 
-    def _box_side(self, product: _Product, sprite: _Sprite, x: int, y: int) -> None:
-        """The side of a box that is seen at an angle; the neighbour that comes later hides it again."""
+    def _solid(self, product: _Product, sprite: _Sprite, x: int, y: int, *, on_top: bool) -> None:
+        """The top and the side of a unit that are seen at an angle; a neighbour that comes later hides the side."""
         height, width = sprite.rgb.shape[:2]
-        depth = max(2, int(width * min(0.45, abs(self.style.drift) * 1.5)))
-        slope = max(0, int(self.style.rise * height * 0.8))
-        image: Pixels = np.empty((height, depth, 3), np.uint8)
-        image[:] = _tint(product.colour, 0.62)
-        if width > 24:
-            image[int(height * 0.2) : int(height * 0.5)] = (image[int(height * 0.2) : int(height * 0.5)] * 0.8).astype(
-                np.uint8
-            )
-        near, far = (0, depth) if self.style.drift > 0 else (depth, 0)
-        alpha = np.zeros((height, depth), np.uint8)
-        outline = np.array([(near, 0), (near, height), (far, height - slope), (far, slope // 2)], np.int32)
-        cv2.fillConvexPoly(alpha, outline, 255)
-        left = x + width if self.style.drift > 0 else x - depth
+        drift, rise = self._drift(x), self._rise(y + height)
+        top = int(min(0.16 * height, 0.45 * width * rise * 2)) if on_top else 0
+        shift = int(drift * width * 0.8)
+        if product.kind in _LIDDED:
+            if top >= 2:
+                lid = np.zeros((2 * top, width, 3), np.uint8)
+                lid[:] = _tint(product.cap, 1.05)
+                alpha = np.zeros((2 * top, width), np.uint8)
+                cv2.ellipse(alpha, (width // 2, top), (max(1, int(width * 0.43)), top - 1), 0, 0, 360, 255, -1)
+                cv2.ellipse(lid, (width // 2, top), (max(1, int(width * 0.34)), top - 1), 0, 0, 360, product.cap, -1)
+                self.canvas.stamp(_sprite(lid, alpha), x, y - top // 2, facing=True, grows=True)
+            return
+        if top >= 2:
+            reach = abs(shift)
+            image: Pixels = np.empty((top, width + reach, 3), np.uint8)
+            image[:] = _tint(product.colour, 1.12)
+            near = 0 if shift >= 0 else reach
+            outline = [(near, top), (near + width - 1, top), (reach - near + width - 1, 0), (reach - near, 0)]
+            alpha = np.zeros((top, width + reach), np.uint8)
+            cv2.fillConvexPoly(alpha, np.array(outline, np.int32), 255)
+            self.canvas.stamp(_sprite(image, alpha), x - near, y - top, facing=True, grows=True)
+        if abs(shift) >= 2:
+            self._box_side(product, width, height, x, y, shift, top)
+
+    def _box_side(self, product: _Product, width: int, height: int, x: int, y: int, shift: int, top: int) -> None:
+        depth = abs(shift)
+        left = x + width if shift > 0 else x - depth
         taken = self.canvas.ids[max(0, y + height // 2) : y + height // 2 + 1, max(0, left) : max(0, left + depth)]
-        if taken.size and not taken.any():
-            self.canvas.stamp(_sprite(image, alpha), left, y, facing=True, grows=True)
+        if not taken.size or taken.any():
+            return
+        image: Pixels = np.empty((height + top, depth, 3), np.uint8)
+        image[:] = _tint(product.colour, 0.68)
+        if width > 24:
+            band = image[int(height * 0.25) : int(height * 0.55)]
+            band[:] = (band * 0.82).astype(np.uint8)
+        near, far = (0, depth - 1) if shift > 0 else (depth - 1, 0)
+        alpha = np.zeros((height + top, depth), np.uint8)
+        outline = [(near, top), (near, height + top - 1), (far, height - 1), (far, 0)]
+        cv2.fillConvexPoly(alpha, np.array(outline, np.int32), 255)
+        self.canvas.stamp(_sprite(image, alpha), left, y - top, facing=True, grows=True)
 
     def _tray_lip(self, left: float, right: float, y: float, height: float, product: _Product) -> None:
         """The front of a shelf-ready tray covers the feet of what stands in it."""
@@ -1631,7 +1723,7 @@ def _new_view(dice: _Dice, *, calm: bool) -> _View:
         yaw=strength * spread * dice.between(0.3, 1.0) * dice.pick((-1, 1)),
         pitch=dice.rng.normal() * 0.04 * strength,
         roll=math.radians(dice.rng.normal() * 1.2 if dice.chance(0.85) else dice.between(-6, 6) * strength),
-        bend=dice.rng.normal() * 0.015 if dice.chance(0.6) else dice.between(-0.08, 0.06) * strength,
+        bend=dice.rng.normal() * 0.006 if dice.chance(0.8) else dice.between(-0.03, 0.025) * strength,
         eye_x=dice.between(-0.5, 0.5),
         eye_y=dice.between(-1.2, 1.2) * strength,
     )
@@ -1666,11 +1758,11 @@ def _tone_curve(dice: _Dice) -> Pixels:
     """Exposure, contrast, white balance and black level as one table per channel."""
     ramp = np.linspace(0, 1, 256, dtype=np.float32)[:, None]
     balance = _floats([dice.between(0.9, 1.1), 1.0, dice.between(0.87, 1.1)])
-    exposure = dice.log_between(0.78, 1.7)
+    exposure = dice.log_between(0.78, 1.42)
     curve = ramp * balance * exposure
     curve = np.where(curve > 0.8, 0.8 + 0.2 * np.tanh((curve - 0.8) / 0.2), curve)
     curve = curve ** dice.log_between(0.7, 1.2)
-    contrast = dice.between(0, 0.7)
+    contrast = dice.between(0, 0.45)
     curve = (1 - contrast) * curve + contrast * (curve * curve * (3 - 2 * np.minimum(curve, 1)))
     lift = dice.between(0, 0.08) if dice.chance(0.4) else 0.0
     return cast(Pixels, np.clip(255 * (lift + (1 - lift) * curve), 0, 255).astype(np.uint8).reshape(256, 1, 3))

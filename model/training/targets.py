@@ -1,6 +1,6 @@
 """What the network should have answered: dense targets of the proposal head, and prompts with the masks they name.
 
-Knows numpy and torch; made from a rendered or annotated photo's boxes and instance ids.
+Knows numpy only; made from a rendered or annotated photo's boxes and instance ids.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+import numpy.typing as npt
 
 from model.proposer import STRIDE
-from model.types import FloatArray
+from model.types import BoolArray, FloatArray
 
 CENTRE_SPREAD = 0.09  # standard deviation of a centre's Gaussian, as a share of the box side (TTFNet, Liu et al. 2020)
 MAX_PROMPT_TOKENS = 5  # two box corners and three points, or five points
@@ -57,20 +57,21 @@ def dense_targets(boxes_xyxy: FloatArray, height: int, width: int) -> DenseTarge
 class PromptTargets:
     """Prompts in SAM's tokens, and what they name.
 
-    coords: float32 `[P, T, 2]` pixels. labels: int32 `[P, T]`: 1 foreground, 0 background, 2 and 3 box corners, -1 none.
+    coords: float32 `[P, T, 2]` pixels.
+    labels: int32 `[P, T]`: 1 foreground, 0 background, 2 and 3 box corners, -1 none.
     masks: float32 `[P, h, w]` share of each mask cell that the object covers. boxes_xyxy: float32 `[P, 4]`.
     is_click: bool `[P]`, True where the prompt is one point alone.
     """
 
     coords: FloatArray
-    labels: np.ndarray
+    labels: npt.NDArray[np.int32]
     masks: FloatArray
     boxes_xyxy: FloatArray
-    is_click: np.ndarray
+    is_click: BoolArray
 
 
 def prompt_targets(
-    boxes_xyxy: FloatArray, instance_ids: np.ndarray, count: int, rng: np.random.Generator
+    boxes_xyxy: FloatArray, instance_ids: npt.NDArray[np.int32], count: int, rng: np.random.Generator
 ) -> PromptTargets:
     """`count` prompts (fewer when the picture holds fewer facings) such as annotators give.
 
@@ -113,7 +114,7 @@ def prompt_targets(
     )
 
 
-def _point_inside(visible: np.ndarray, box: FloatArray, rng: np.random.Generator, *, central: bool) -> FloatArray:
+def _point_inside(visible: BoolArray, box: FloatArray, rng: np.random.Generator, *, central: bool) -> FloatArray:
     """A visible pixel of the object; near the middle of its box when `central` and that is visible."""
     height, width = visible.shape
     if central:
@@ -127,7 +128,7 @@ def _point_inside(visible: np.ndarray, box: FloatArray, rng: np.random.Generator
     return np.array([xs[pick] + x0, ys[pick] + y0], np.float32)
 
 
-def _point_beside(visible: np.ndarray, box: FloatArray, rng: np.random.Generator) -> FloatArray:
+def _point_beside(visible: BoolArray, box: FloatArray, rng: np.random.Generator) -> FloatArray:
     """A pixel that is not the object's, within half a box side around its box."""
     height, width = visible.shape
     side = box[2:] - box[:2]
@@ -137,11 +138,3 @@ def _point_beside(visible: np.ndarray, box: FloatArray, rng: np.random.Generator
         if not visible[y, x]:
             return np.array([x, y], np.float32)
     return np.clip(box[2:] + 2, 0, (width - 1, height - 1)).astype(np.float32)
-
-
-def to_tensor(pixels: np.ndarray) -> torch.Tensor:
-    """uint8 `[B, H, W, 3]` to SAM 2's normalised float32 `[B, 3, H, W]` (ImageNet mean and deviation)."""
-    mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
-    deviation = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
-    batch = torch.as_tensor(pixels).permute(0, 3, 1, 2).float().div_(255)
-    return batch.sub_(mean).div_(deviation)

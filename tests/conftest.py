@@ -1,0 +1,91 @@
+"""Fixtures of the tests against real servers: a Label Studio, a Facings backend under gunicorn, a Chromium.
+
+Each starts once in a session, on a port of its own, and only when a test asks for it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from scripts import annotator_browser, label_studio
+from scripts.demo import LABEL_STUDIO_ENVIRONMENT, ROOT, is_ready, start_facings
+from scripts.label_studio import Account, Client
+from scripts.processes import LOOPBACK, free_port
+
+ACCOUNT = Account(
+    email="annotator@example.com", password="shelves-and-boxes", token="0123456789abcdef" * 2 + "01234567"
+)
+MIGRATED_DATA = ROOT / ".cache" / f"label-studio-data-{label_studio.VERSION}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Studio:
+    """A running Label Studio. client: its API as the owner of `account`."""
+
+    url: str
+    account: Account
+    client: Client
+
+
+@pytest.fixture(scope="session")
+def servers_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the servers' data and logs."""
+    return tmp_path_factory.mktemp("servers")
+
+
+@pytest.fixture(scope="session")
+def studio(servers_dir: Path) -> Iterator[Studio]:
+    """A Label Studio with nothing in it but its owner."""
+    executable = label_studio.install(LABEL_STUDIO_ENVIRONMENT, uv=shutil.which("uv") or "uv")
+    if not MIGRATED_DATA.exists():
+        fresh = servers_dir / "migrated"
+        with _running_studio(executable, fresh, servers_dir / "migrations.log"):
+            pass
+        shutil.copytree(fresh, MIGRATED_DATA)
+    data = servers_dir / "label-studio"
+    shutil.copytree(MIGRATED_DATA, data)
+    with _running_studio(executable, data, servers_dir / "label-studio.log") as running:
+        yield running
+
+
+@contextmanager
+def _running_studio(executable: Path, data: Path, log: Path) -> Iterator[Studio]:
+    port = free_port()
+    with label_studio.start(executable, data, ACCOUNT, port=port, log=log) as server:
+        client = Client(f"http://{LOOPBACK}:{port}", ACCOUNT.token)
+        server.wait_until(client.is_up, timeout_s=label_studio.START_TIMEOUT_S, what="answering")
+        yield Studio(url=client.url, account=ACCOUNT, client=client)
+
+
+@pytest.fixture(scope="session")
+def facings(servers_dir: Path) -> Iterator[str]:
+    """Address of a Facings backend with the bundled checkpoint, ready to predict."""
+    with running_facings(servers_dir) as url:
+        yield url
+
+
+@contextmanager
+def running_facings(logs: Path, **settings: str) -> Iterator[str]:
+    """Address of one more backend with the bundled checkpoint and these settings, ready to predict."""
+    port = free_port()
+    settings = {"CHECKPOINT": "facings-nano", "DEVICE": "cpu", **settings}
+    with start_facings(settings, port=port, log=logs / f"facings-{port}.log") as server:
+        url = f"http://{LOOPBACK}:{port}"
+        server.wait_until(lambda: is_ready(url), timeout_s=300, what="ready to predict")
+        yield url
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of a Chromium. Without one the test is skipped, in CI it fails."""
+    found = annotator_browser.find_chromium()
+    if found is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(annotator_browser.NO_BROWSER)
+    return found

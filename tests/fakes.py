@@ -1,0 +1,220 @@
+"""Stand-ins: an engine that answers from the pixels it got, photos for it, and label-studio-ml 2.x."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from model import DeadlineExceeded, Detections, EngineStats, Mask, NotReady, Photo, Prompt
+
+Color = tuple[int, int, int]
+Box = tuple[int, int, int, int]
+
+BACKGROUND: Color = (255, 255, 255)
+
+
+def painted_photo(boxes: Mapping[Color, Box], size_wh: tuple[int, int] = (200, 100)) -> npt.NDArray[np.uint8]:
+    """uint8 `[H, W, 3]`: a rectangle of each colour on white. Boxes are xyxy in pixels."""
+    pixels = np.full((size_wh[1], size_wh[0], 3), BACKGROUND, np.uint8)
+    for color, (x0, y0, x1, y1) in boxes.items():
+        pixels[y0:y1, x0:x1] = color
+    return pixels
+
+
+def data_url(pixels: npt.NDArray[np.uint8]) -> str:
+    """The photo as an address that needs no server."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+class FakeEngine:
+    """Takes every area of one colour on white for a facing, and a prompt for the area of the colour it points at.
+
+    Scores fall from 0.9 in steps of 0.1, larger areas first. Every call is recorded. A call takes `seconds`, but never
+    longer than its deadline allows. `on_call` runs at the start of each call.
+    """
+
+    name = "fake"
+    score_threshold = 0.0
+
+    def __init__(
+        self,
+        *,
+        state: Literal["loading", "ready", "failed", "closed"] = "ready",
+        failure: str | None = None,
+        seconds: float = 0.0,
+        on_call: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.state = state
+        self.failure = failure
+        self.seconds = seconds
+        self.on_call = on_call
+        self.calls: list[dict[str, Any]] = []
+        self._lock = threading.Lock()
+
+    @property
+    def version(self) -> str:
+        return "fake-loading" if self.state == "loading" else "fake-12345678"
+
+    def wait_ready(self, timeout_s: float | None = None) -> None:
+        if self.state != "ready":
+            raise NotReady(self.failure or f"fake is {self.state}")
+
+    def preannotate(
+        self,
+        photo: Photo,
+        *,
+        score_threshold: float | None = None,
+        lane: Literal["interactive", "bulk"] = "bulk",
+        deadline: float | None = None,
+    ) -> Detections:
+        self._begin(deadline, method="preannotate", digest=photo.digest, lane=lane, score_threshold=score_threshold)
+        areas = sorted(self._areas(photo), key=lambda area: -area.sum())
+        boxes = [_bounds(area) for area in areas]
+        scores = [max(0.1, 0.9 - 0.1 * i) for i in range(len(areas))]
+        found = Detections(boxes_xyxy=np.array(boxes, np.float32), scores=np.array(scores, np.float32))
+        return found.above(self.score_threshold if score_threshold is None else score_threshold)
+
+    def refine(
+        self, photo: Photo, prompts: Sequence[Prompt], *, want_masks: bool = False, deadline: float | None = None
+    ) -> Detections:
+        self._begin(deadline, method="refine", digest=photo.digest, prompts=list(prompts), want_masks=want_masks)
+        areas = [self._area_at(photo, prompt) for prompt in prompts]
+        return Detections(
+            boxes_xyxy=np.array([_bounds(area) for area in areas], np.float32),
+            scores=np.full(len(areas), 0.8, np.float32),
+            masks=[Mask(bitmap=area, left=0, top=0) for area in areas] if want_masks else None,
+        )
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            cache_hits=3, cache_misses=2, cache_entries=2, cache_bytes=64, queued_interactive=0, queued_bulk=1
+        )
+
+    def close(self) -> None:
+        self.state = "closed"
+
+    def _begin(self, deadline: float | None, **call: Any) -> None:
+        with self._lock:
+            self.calls.append(call)
+        self.on_call()
+        remaining_s = float("inf") if deadline is None else deadline - time.monotonic()
+        time.sleep(max(0.0, min(self.seconds, remaining_s)))
+        if remaining_s <= self.seconds:
+            raise DeadlineExceeded("the deadline passed before the engine had an answer")
+
+    @staticmethod
+    def _areas(photo: Photo) -> list[npt.NDArray[np.bool_]]:
+        colors = np.unique(photo.pixels.reshape(-1, 3), axis=0)
+        return [(photo.pixels == color).all(axis=2) for color in colors if tuple(color) != BACKGROUND]
+
+    @staticmethod
+    def _area_at(photo: Photo, prompt: Prompt) -> npt.NDArray[np.bool_]:
+        if prompt.box_xyxy is not None:
+            x, y = (prompt.box_xyxy[:2] + prompt.box_xyxy[2:]) / 2
+        else:
+            x, y = prompt.points_xy[prompt.is_foreground][0]
+        area: npt.NDArray[np.bool_] = (photo.pixels == photo.pixels[int(y), int(x)]).all(axis=2)
+        return area
+
+
+def _bounds(area: npt.NDArray[np.bool_]) -> Box:
+    ys, xs = np.nonzero(area)
+    return int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1
+
+
+class _Base2:
+    """What label-studio-ml 2.x gives its models, as far as its documentation and its server use it.
+
+    State lives in a cache by project and key; a property `label_config` and `model_version` read it; the constructor
+    applies the label config, gives a first version, and calls `setup`.
+    """
+
+    INITIAL_MODEL_VERSION = "0.0.1"
+    cache: dict[tuple[str, str], str]
+
+    def __init__(self, project_id: str | None = None, label_config: str | None = None) -> None:
+        self.project_id = project_id or ""
+        if label_config is not None:
+            self.use_label_config(label_config)
+        if not self.has("model_version"):
+            self.set("model_version", self.INITIAL_MODEL_VERSION)
+        self.setup()
+
+    def setup(self) -> None:
+        raise AssertionError("a model is expected to have a setup of its own")
+
+    def use_label_config(self, label_config: str) -> None:
+        self.set("label_config", label_config)
+
+    def set_extra_params(self, extra_params: Any) -> None:
+        self.set("extra_params", json.dumps(extra_params))
+
+    @property
+    def extra_params(self) -> Any:
+        return json.loads(self.get("extra_params") or "{}")
+
+    def get(self, key: str) -> str | None:
+        return self.cache.get((self.project_id, key))
+
+    def set(self, key: str, value: str) -> None:
+        assert isinstance(value, str)
+        self.cache[self.project_id, key] = value
+
+    def has(self, key: str) -> bool:
+        return (self.project_id, key) in self.cache
+
+    @property
+    def label_config(self) -> str | None:
+        return self.get("label_config")
+
+    @property
+    def model_version(self) -> str | None:
+        return self.get("model_version")
+
+    def predict(self, tasks: list[Any], context: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+        raise AssertionError("a model is expected to have a predict of its own")
+
+    def fit(self, event: str, data: Any, **additional_params: Any) -> None:
+        return None
+
+
+@contextmanager
+def annotator_module_on_2x() -> Iterator[ModuleType]:
+    """A second copy of `backend.annotator`, imported while label-studio-ml is 2.x. The first one stays as it is."""
+    package, module = ModuleType("label_studio_ml"), ModuleType("label_studio_ml.model")
+    package.__path__ = []  # type: ignore[attr-defined]
+    module.LabelStudioMLBase = type("LabelStudioMLBase", (_Base2,), {"cache": {}})  # type: ignore[attr-defined]
+    names = ("label_studio_ml", "label_studio_ml.model")
+    saved = {name: sys.modules.get(name) for name in names}
+    sys.modules.update(zip(names, (package, module), strict=True))
+    try:
+        spec = spec_from_file_location("annotator_on_2x", Path(__file__).parents[1] / "backend" / "annotator.py")
+        assert spec is not None
+        assert spec.loader is not None
+        copy = module_from_spec(spec)
+        sys.modules[spec.name] = copy  # dataclasses look their module up
+        spec.loader.exec_module(copy)
+        yield copy
+    finally:
+        sys.modules.pop("annotator_on_2x", None)
+        for name, before in saved.items():
+            if before is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = before

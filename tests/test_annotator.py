@@ -1,0 +1,316 @@
+"""The model class under both generations of label-studio-ml: tasks and contexts in, predictions out."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+from fakes import FakeEngine, annotator_module_on_2x, data_url, painted_photo
+
+import backend.annotator
+from backend.errors import LabelConfigError, PromptError
+from backend.images import PhotoLoader
+from backend.metrics import Metrics
+from backend.settings import Settings
+from model import NotReady
+
+BOXES = '<RectangleLabels name="box" toName="image" smart="false"><Label value="facing"/></RectangleLabels>'
+POINTS = '<KeyPointLabels name="point" toName="image" smart="true"><Label value="click"/></KeyPointLabels>'
+POLYGONS = '<PolygonLabels name="outline" toName="image"><Label value="facing"/></PolygonLabels>'
+CONFIG = f'<View><Image name="image" value="$image"/>{POINTS}{BOXES}</View>'
+
+RED, GREEN = (255, 0, 0), (0, 255, 0)
+RED_BOX = {"x": 10, "y": 20, "width": 20, "height": 40, "rotation": 0, "rectanglelabels": ["facing"]}
+GREEN_BOX = {"x": 50, "y": 50, "width": 10, "height": 10, "rotation": 0, "rectanglelabels": ["facing"]}
+PHOTO = data_url(painted_photo({RED: (20, 20, 60, 60), GREEN: (100, 50, 120, 60)}))
+EMPTY_PHOTO = data_url(painted_photo({}))
+
+
+@pytest.fixture(params=["1.0.9", "2.x"])
+def module(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """backend.annotator on this generation of label-studio-ml."""
+    if request.param == "1.0.9":
+        yield backend.annotator
+    else:
+        with annotator_module_on_2x() as copy:
+            yield copy
+
+
+def new_resident(engine: FakeEngine, module: ModuleType = backend.annotator) -> Any:
+    return module.Resident(engine=engine, photos=PhotoLoader(Settings()), metrics=Metrics())
+
+
+def new_annotator(engine: FakeEngine, config: str = CONFIG, deadline: float | None = None) -> Any:
+    annotator_class = backend.annotator.annotator_class(new_resident(engine))
+    return annotator_class(label_config=config, deadline=deadline)
+
+
+def task(photo: str = PHOTO, task_id: int = 1) -> dict[str, Any]:
+    return {"id": task_id, "data": {"image": photo}}
+
+
+def click(x: float, y: float, **more: Any) -> dict[str, Any]:
+    """A keypoint of the context, in percent."""
+    value = {"x": x, "y": y, "width": 0.3, "keypointlabels": ["click"]}
+    return {"type": "keypointlabels", "from_name": "point", "to_name": "image", "value": value, **more}
+
+
+def values(prediction: dict[str, Any]) -> list[dict[str, Any]]:
+    return [region["value"] for region in prediction["result"]]
+
+
+def test_both_generations_predict_the_way_their_own_server_calls_them(module: ModuleType) -> None:
+    annotator_class = module.annotator_class(new_resident(FakeEngine(), module))
+    if module is backend.annotator:
+        model = annotator_class(label_config=CONFIG, train_output={}, hostname="http://ls", access_token="token")
+    else:
+        model = annotator_class(project_id="3", label_config=CONFIG)
+        assert model.model_version == "fake-12345678"
+    params = {"login": None, "password": None}
+
+    (dense,) = model.predict([task()], context=None, **params)
+    assert values(dense) == [RED_BOX, GREEN_BOX]
+    (prompted,) = model.predict([task()], context={"result": [click(55, 55)]}, **params)
+    assert values(prompted) == [GREEN_BOX]
+
+
+def test_both_generations_are_built_alike_by_our_own_server(module: ModuleType) -> None:
+    annotator_class = module.annotator_class(new_resident(FakeEngine(), module))
+    model = annotator_class(project_id="3.17", label_config=CONFIG, access=module.Access(), deadline=None)
+    assert values(model.predict([task()])[0]) == [RED_BOX, GREEN_BOX]
+
+
+def test_projects_of_2x_do_not_share_a_label_config() -> None:
+    with annotator_module_on_2x() as module:
+        annotator_class = module.annotator_class(new_resident(FakeEngine(), module))
+        first = annotator_class(project_id="1", label_config=CONFIG)
+        annotator_class(project_id="2", label_config=CONFIG.replace("facing", "bottle"))
+        assert values(first.predict([task()])[0])[0]["rectanglelabels"] == ["facing"]
+
+
+def test_what_1_0_9_was_told_of_label_studio_reaches_the_photo_loader() -> None:
+    asked: list[dict[str, Any]] = []
+
+    class Loader:
+        def load(self, value: str, **more: Any) -> None:
+            asked.append({"value": value, **more})
+            raise RuntimeError("enough")
+
+    resident = backend.annotator.Resident(engine=FakeEngine(), photos=Loader(), metrics=Metrics())  # type: ignore[arg-type]
+    model = backend.annotator.annotator_class(resident)(label_config=CONFIG, hostname="http://ls", access_token="token")
+    model.predict([task("/data/upload/3/a.jpg", task_id=7)])
+    assert asked == [
+        {
+            "value": "/data/upload/3/a.jpg",
+            "task_id": 7,
+            "label_studio_url": "http://ls",
+            "access_token": "token",
+            "deadline": None,
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("context", "expected"),
+    [
+        (None, [RED_BOX, GREEN_BOX]),
+        ({}, [RED_BOX, GREEN_BOX]),
+        ({"result": []}, []),
+        ({"result": [click(55, 55, is_positive=False)]}, []),
+        ({"result": [click(55, 55, is_positive=True)]}, [GREEN_BOX]),
+        ({"result": [click(20, 40)]}, [RED_BOX]),
+    ],
+)
+def test_the_context_decides_what_is_asked(context: dict[str, Any] | None, expected: list[dict[str, Any]]) -> None:
+    (prediction,) = new_annotator(FakeEngine()).predict([task()], context)
+    assert values(prediction) == expected
+
+
+@pytest.mark.parametrize(
+    ("photo", "score"),
+    [(EMPTY_PHOTO, 0.0), (PHOTO, 0.85), (data_url(painted_photo({RED: (0, 0, 9, 9)})), 0.9)],
+)
+def test_a_prediction_scores_the_mean_of_its_regions(photo: str, score: float) -> None:
+    (prediction,) = new_annotator(FakeEngine()).predict([task(photo)])
+    assert prediction["score"] == score
+    assert prediction["model_version"] == "fake-12345678"
+
+
+def test_no_tasks_give_no_predictions_even_without_an_engine() -> None:
+    assert new_annotator(FakeEngine(state="loading")).predict([]) == []
+
+
+def test_an_emptied_context_needs_no_engine() -> None:
+    (prediction,) = new_annotator(FakeEngine(state="loading")).predict([task()], {"result": []})
+    assert prediction["result"] == []
+
+
+def test_without_an_engine_the_request_fails_as_a_whole() -> None:
+    with pytest.raises(NotReady, match="fake is loading"):
+        new_annotator(FakeEngine(state="loading")).predict([task()])
+
+
+def test_an_annotator_waits_only_a_moment_for_weights_that_are_loading() -> None:
+    asked: list[float | None] = []
+    engine = FakeEngine()
+    engine.wait_ready = asked.append  # type: ignore[method-assign, assignment]
+    new_annotator(engine).predict([task()])
+    new_annotator(engine, deadline=time.monotonic() - 1).predict([task()])
+    assert asked == [backend.annotator.LOADING_PATIENCE_S, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("config", "threshold", "found"),
+    [
+        (CONFIG, None, 2),
+        (CONFIG.replace('smart="false"', 'smart="false" model_score_threshold="0.85"'), 0.85, 1),
+        (CONFIG.replace('smart="false"', 'smart="false" model_score_threshold="0"'), 0.0, 2),
+    ],
+)
+def test_the_label_config_may_set_the_threshold(config: str, threshold: float | None, found: int) -> None:
+    engine = FakeEngine()
+    (prediction,) = new_annotator(engine, config).predict([task()])
+    assert engine.calls[0]["score_threshold"] == threshold
+    assert len(prediction["result"]) == found
+
+
+@pytest.mark.parametrize(
+    ("config", "types"),
+    [
+        (CONFIG, ["rectanglelabels"]),
+        (CONFIG.replace(BOXES, BOXES + POLYGONS), ["rectanglelabels", "polygonlabels"]),
+    ],
+)
+def test_masks_are_asked_for_when_a_control_takes_them(config: str, types: list[str]) -> None:
+    engine = FakeEngine()
+    (prediction,) = new_annotator(engine, config).predict([task()], {"result": [click(55, 55)]})
+    assert [region["type"] for region in prediction["result"]] == types
+    assert engine.calls[0]["want_masks"] is (len(types) > 1)
+
+
+@pytest.mark.parametrize(("tasks", "lane"), [(1, "interactive"), (2, "bulk")])
+def test_a_task_alone_is_one_that_somebody_waits_for(tasks: int, lane: str) -> None:
+    engine = FakeEngine()
+    new_annotator(engine).predict([task()] * tasks)
+    assert {call["lane"] for call in engine.calls} == {lane}
+
+
+def test_every_task_of_a_prompted_request_is_answered() -> None:
+    other = data_url(painted_photo({GREEN: (100, 40, 120, 60)}))
+    first, second = new_annotator(FakeEngine()).predict([task(), task(other)], {"result": [click(55, 55)]})
+    assert values(first) == [GREEN_BOX]
+    assert values(second) == [{**GREEN_BOX, "y": 40, "height": 20}]
+
+
+@pytest.mark.parametrize(
+    ("broken", "kind", "reason"),
+    [
+        ({}, "request", "task data: expected the key 'image' of the label config, got []"),
+        ({"data": None}, "request", "task data: expected the key 'image' of the label config, got []"),
+        ({"data": {"text": "a"}}, "request", "task data: expected the key 'image' of the label config, got ['text']"),
+        ({"data": {"image": 7}}, "photo_broken", "7"),
+        ({"data": {"image": "data:image/png;base64,AAAA"}}, "photo_broken", ""),
+    ],
+)
+def test_a_task_that_fails_says_why_and_costs_its_neighbours_nothing(
+    broken: dict[str, Any], kind: str, reason: str
+) -> None:
+    before, failed, after = new_annotator(FakeEngine()).predict([task(), {"id": 2, **broken}, task()])
+    assert values(before) == values(after) == [RED_BOX, GREEN_BOX]
+    assert "result" not in failed
+    assert failed["kind"] == kind
+    assert reason in failed["error"]
+    assert "\n" not in failed["error"]
+
+
+def test_an_unforeseen_failure_is_told_by_its_number_and_logged_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    def stumble() -> None:
+        raise RuntimeError("secret detail\nof two lines")
+
+    (prediction,) = new_annotator(FakeEngine(on_call=stumble)).predict([task()])
+    assert prediction["kind"] == "internal"
+    assert "secret" not in prediction["error"]
+    incident = prediction["error"].rpartition("=")[2]
+    (line,) = [r.getMessage() for r in caplog.records if "event=incident" in r.getMessage()]
+    assert incident in line
+    assert "secret detail" in line
+    assert "\n" not in line
+
+
+def test_ids_may_repeat_and_the_order_is_the_requests() -> None:
+    photos = [data_url(painted_photo({RED: (0, 0, 10 + i, 10)})) for i in range(12)]
+    predictions = new_annotator(FakeEngine()).predict([task(photo, task_id=5) for photo in photos])
+    assert [values(p)[0]["width"] for p in predictions] == [(10 + i) / 2 for i in range(12)]
+
+
+def test_at_the_deadline_what_is_done_is_returned_and_the_rest_is_left() -> None:
+    photos = [data_url(painted_photo({RED: (0, 0, 10 + i, 10)})) for i in range(10)]
+    started = time.monotonic()
+    annotator = new_annotator(FakeEngine(seconds=0.1), deadline=started + 0.55)
+    predictions = annotator.predict([task(photo) for photo in photos])
+    assert time.monotonic() - started < 1.5
+    done = ["result" in prediction for prediction in predictions]
+    assert 1 <= sum(done) <= 5
+    assert done == sorted(done, reverse=True)
+    assert {prediction["kind"] for prediction in predictions if "result" not in prediction} == {"deadline"}
+
+
+def test_a_photo_that_does_not_come_is_not_waited_for_beyond_the_deadline() -> None:
+    come = threading.Event()
+
+    class Loader:
+        def load(self, value: str, **more: Any) -> None:
+            come.wait(10)
+
+    resident = backend.annotator.Resident(engine=FakeEngine(), photos=Loader(), metrics=Metrics())  # type: ignore[arg-type]
+    started = time.monotonic()
+    model = backend.annotator.annotator_class(resident)(label_config=CONFIG, deadline=started + 0.2)
+    predictions = model.predict([task()] * 8)
+    come.set()
+    assert time.monotonic() - started < 2
+    assert [prediction["kind"] for prediction in predictions] == ["deadline"] * 8
+
+
+def test_later_photos_are_fetched_while_the_engine_works_but_only_a_few() -> None:
+    fetched: list[str] = []
+    seen_at_first_call: list[int] = []
+
+    class Loader(PhotoLoader):
+        def load(self, value: str, **more: Any) -> Any:
+            photo = super().load(value, **more)
+            fetched.append(value)
+            return photo
+
+    def look() -> None:
+        if not seen_at_first_call:
+            time.sleep(0.3)
+            seen_at_first_call.append(len(fetched))
+
+    photos = [data_url(painted_photo({RED: (0, 0, 10 + i, 10)})) for i in range(12)]
+    engine = FakeEngine(on_call=look)
+    resident = backend.annotator.Resident(engine=engine, photos=Loader(Settings()), metrics=Metrics())
+    backend.annotator.annotator_class(resident)(label_config=CONFIG).predict([task(photo) for photo in photos])
+    assert seen_at_first_call == [1 + backend.annotator.FETCHED_AHEAD]
+    assert len(fetched) == 12
+
+
+@pytest.mark.parametrize(
+    ("config", "context", "error"),
+    [
+        ("<View/>", None, LabelConfigError),
+        ("<View", None, LabelConfigError),
+        (CONFIG, {"result": [{"type": "keypointlabels"}]}, PromptError),
+        (CONFIG, {"result": "all"}, PromptError),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused_before_the_engine_is_asked(
+    config: str, context: Any, error: type[Exception]
+) -> None:
+    engine = FakeEngine()
+    with pytest.raises(error):
+        new_annotator(engine, config).predict([task()], context)
+    assert engine.calls == []

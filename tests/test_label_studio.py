@@ -1,0 +1,218 @@
+"""Facings through the API of a real Label Studio."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Studio, running_facings
+from PIL import Image
+
+from model.boxes import iou_matrix
+from model.training.shelves import Shelf, render_shelf
+from scripts.label_studio import ApiError, Client
+
+LABEL_CONFIGS = sorted((Path(__file__).parents[1] / "label_config").glob("*.xml"))
+SHELF_BOXES, SHELF_CLASSES = (
+    next(path.read_text() for path in LABEL_CONFIGS if path.stem == stem) for stem in ("shelf_boxes", "shelf_classes")
+)
+SIZE_WH = (640, 480)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShelfTask:
+    """A task whose photo was rendered, so that its boxes are known."""
+
+    id: int
+    shelf: Shelf
+
+    def keypoint(self, facing: int, *, label: str = "click") -> dict[str, Any]:
+        """A click into the middle of a facing, as the labelling page sends it."""
+        x0, y0, x1, y1 = self.shelf.boxes_xyxy[facing]
+        width, height = SIZE_WH
+        return {
+            "original_width": width,
+            "original_height": height,
+            "image_rotation": 0,
+            "value": {
+                "x": float(x0 + x1) / 2 / width * 100,
+                "y": float(y0 + y1) / 2 / height * 100,
+                "width": 0.2,
+                "labels": [label],
+                "keypointlabels": [label],
+            },
+            "is_positive": True,
+            "id": f"prompt{facing}",
+            "from_name": "point",
+            "to_name": "image",
+            "type": "keypointlabels",
+            "origin": "manual",
+        }
+
+    def overlap(self, region: Mapping[str, Any], facing: int) -> float:
+        """Intersection over union of a region that Label Studio holds with a facing of the photo."""
+        value, (width, height) = region["value"], SIZE_WH
+        x, y = value["x"] / 100 * width, value["y"] / 100 * height
+        box = np.array([[x, y, x + value["width"] / 100 * width, y + value["height"] / 100 * height]], np.float32)
+        return float(iou_matrix(box, self.shelf.boxes_xyxy[facing : facing + 1])[0, 0])
+
+
+def shelf_tasks(client: Client, project: int, folder: Path, seeds: range) -> list[ShelfTask]:
+    """Uploads rendered shelves."""
+    shelves = {f"shelf-{seed}.jpg": render_shelf(seed, SIZE_WH) for seed in seeds}
+    for name, shelf in shelves.items():
+        Image.fromarray(shelf.photo_rgb).save(folder / name, quality=92)
+    tasks = client.upload(project, {name: folder / name for name in shelves})
+    return [ShelfTask(id=task, shelf=shelf) for task, shelf in zip(tasks, shelves.values(), strict=True)]
+
+
+def largest_facings(shelf: Shelf, count: int) -> list[int]:
+    """The facings with the largest boxes."""
+    sides = shelf.boxes_xyxy[:, 2:] - shelf.boxes_xyxy[:, :2]
+    return [int(facing) for facing in np.argsort(-sides.prod(1))[:count]]
+
+
+def predicted(client: Client, project: int) -> dict[int, list[dict[str, Any]]]:
+    """Task id → its predictions, tasks without any left out."""
+    return {task["id"]: task["predictions"] for task in client.tasks(project) if task["predictions"]}
+
+
+@pytest.mark.parametrize("path", LABEL_CONFIGS, ids=lambda path: path.stem)
+def test_every_label_config_of_the_project_loads_in_label_studio_and_connects(
+    studio: Studio, facings: str, path: Path
+) -> None:
+    project = studio.client.create_project(path.stem, path.read_text())
+
+    studio.client.connect_backend(project, facings)
+
+    (backend,) = studio.client.backends(project)
+    assert (backend["state"], backend["is_interactive"], backend["error_message"]) == ("CO", True, None)
+
+
+def test_a_label_config_without_boxes_is_refused_and_label_studio_shows_what_to_add(
+    studio: Studio, facings: str
+) -> None:
+    choices_only = """<View><Image name="image" value="$image"/>
+        <Choices name="kind" toName="image"><Choice value="shelf"/></Choices></View>"""
+    project = studio.client.create_project("no boxes", choices_only)
+
+    with pytest.raises(ApiError, match="RectangleLabels") as refusal:
+        studio.client.connect_backend(project, facings)
+
+    assert refusal.value.status == 400
+    (backend,) = studio.client.backends(project)
+    assert backend["state"] == "ER"
+    assert "RectangleLabels" in backend["error_message"]
+
+
+def test_retrieving_predictions_boxes_every_photo_but_the_broken_one(
+    studio: Studio, facings: str, tmp_path: Path
+) -> None:
+    client = studio.client
+    project = client.create_project("thirty photos", SHELF_BOXES)
+    tasks = [task.id for task in shelf_tasks(client, project, tmp_path, range(100, 129))]
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes((tmp_path / "shelf-100.jpg").read_bytes()[:300])
+    client.upload(project, {broken.name: broken})
+    client.connect_backend(project, facings)
+
+    client.retrieve_predictions(project)
+
+    found = predicted(client, project)
+    assert sorted(found) == tasks
+    assert all(len(predictions) == 1 and predictions[0]["result"] for predictions in found.values())
+
+
+def test_more_photos_than_fit_the_deadline_are_done_by_asking_again(
+    studio: Studio, facings: str, servers_dir: Path, tmp_path: Path
+) -> None:
+    client = studio.client
+    project = client.create_project("deadline", SHELF_BOXES)
+    tasks = [task.id for task in shelf_tasks(client, project, tmp_path, range(200, 230))]
+    backend = client.connect_backend(project, facings)
+    started = time.monotonic()
+    client.retrieve_predictions(project, tasks[:5])
+    a_third_s = max(1.0, 2 * (time.monotonic() - started))
+
+    with running_facings(servers_dir, DEADLINE_S=f"{a_third_s:.2f}") as hurried:
+        client.move_backend(backend, project, hurried)
+        done = [len(predicted(client, project))]
+        while done[-1] < len(tasks):
+            client.retrieve_predictions(project)
+            done.append(len(predicted(client, project)))
+            assert done[-1] > done[-2], "nothing was added"
+
+    assert len(done) > 2, "everything was done in one go"
+
+
+def test_two_annotators_on_two_photos_each_get_the_box_of_their_own_photo(
+    studio: Studio, facings: str, tmp_path: Path
+) -> None:
+    client = studio.client
+    project = client.create_project("two annotators", SHELF_BOXES)
+    backend = client.connect_backend(project, facings)
+    mine, yours = shelf_tasks(client, project, tmp_path, range(300, 302))
+    clicks = [
+        (task, facing)
+        for pair in zip(
+            *([(task, facing) for facing in largest_facings(task.shelf, 8)] for task in (mine, yours)), strict=True
+        )
+        for task, facing in pair
+    ]
+
+    def answer(click: tuple[ShelfTask, int]) -> float:
+        task, facing = click
+        # A client each: a session of requests is not for two threads.
+        own = Client(studio.url, studio.account.token)
+        (region,) = own.annotate_interactively(backend, task.id, [task.keypoint(facing)])["data"]["result"]
+        return task.overlap(region, facing)
+
+    with ThreadPoolExecutor(2) as annotators:
+        overlaps = list(annotators.map(answer, clicks))
+
+    assert np.median(overlaps) > 0.6, overlaps
+
+
+def test_two_projects_with_different_labels_share_one_backend(studio: Studio, facings: str, tmp_path: Path) -> None:
+    client = studio.client
+    asked = []
+    for title, label_config, label in (("boxes", SHELF_BOXES, "click"), ("classes", SHELF_CLASSES, "drink")):
+        project = client.create_project(title, label_config)
+        backend = client.connect_backend(project, facings)
+        (task,) = shelf_tasks(client, project, tmp_path, range(400, 401))
+        asked.append((backend, task.id, task.keypoint(largest_facings(task.shelf, 1)[0], label=label)))
+
+    answers = [client.annotate_interactively(backend, task, [prompt]) for backend, task, prompt in asked * 2]
+
+    labels = [answer["data"]["result"][0]["value"]["rectanglelabels"] for answer in answers]
+    assert labels == [["facing"], ["drink"]] * 2
+
+
+@pytest.fixture
+def without_legacy_tokens(studio: Studio) -> Iterator[Client]:
+    """A client of a Label Studio that takes personal access tokens only, as long as the test runs."""
+    client = Client.login(studio.url, studio.account)
+    client.allow_tokens(legacy=False, personal=True)
+    yield client
+    client.allow_tokens(legacy=True, personal=True)
+
+
+def test_photos_are_fetched_with_a_personal_access_token_where_legacy_tokens_are_off(
+    studio: Studio, without_legacy_tokens: Client, servers_dir: Path, tmp_path: Path
+) -> None:
+    client = without_legacy_tokens
+    token = client.personal_access_token()
+    project = client.create_project("personal token", SHELF_BOXES)
+    tasks = [task.id for task in shelf_tasks(client, project, tmp_path, range(500, 502))]
+
+    with running_facings(servers_dir, LABEL_STUDIO_URL=studio.url, LABEL_STUDIO_API_KEY=token) as facings:
+        client.connect_backend(project, facings)
+        client.retrieve_predictions(project)
+
+    assert sorted(predicted(client, project)) == tasks
