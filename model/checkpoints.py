@@ -93,12 +93,11 @@ def find_checkpoint(requested: str, *, config: str | None, has_gpu: bool) -> Che
 
 def _download(name: str) -> Checkpoint:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     official = OFFICIAL[name]
     try:
         path = hf_hub_download(official.repository, official.file_name)
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except Exception as error:  # its client's errors changed with the HTTP library below it, and have no common base
         raise CheckpointError(
             f"checkpoint {name!r}: the Hugging Face hub is out of reach ({type(error).__name__}) and its cache has no"
             f" {official.file_name}. Fetch https://huggingface.co/{official.repository}/resolve/main/{official.file_name}"
@@ -119,7 +118,7 @@ def _from_path(requested: str, config: str | None) -> Checkpoint:
     config = config or _metadata(path).get("network") or _config_by_file_name(path)
     if config is None:
         raise CheckpointError(
-            f"checkpoint {path.name!r}: its network is unknown; set CHECKPOINT_CONFIG to {BUNDLED_CONFIG!r}, to a config"
+            f"checkpoint {path.name!r}: its network is unknown; set CHECKPOINT_CONFIG to {BUNDLED_CONFIG!r}, a config"
             f" of sam2 such as {OFFICIAL[DEFAULT_WITH_GPU].config!r}, or to the path of a YAML file"
         )
     return _at(path, name=path.stem, config=config)

@@ -7,6 +7,7 @@ between one and three masks are those of sam2's SAM2ImagePredictor (facebookrese
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ class Features:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TilePrompt:
-    """A prompt on the tile of `features`, in tile pixels: points `[N, 2]`, foreground or not `[N]`, box `[4]` or None."""
+    """A prompt in pixels of the tile of `features`: points `[N, 2]`, foreground or not `[N]`, box `[4]` or None."""
 
     features: Features
     points_xy: FloatArray
@@ -217,7 +218,7 @@ class Network:
     def encode(self, pixels: PixelArray, tiles: Sequence[Tile]) -> list[Features]:
         """Features of each tile of the photo `pixels`, uint8 `[H, W, 3]`, in one batch."""
         with torch.inference_mode(), self._autocast():
-            photo = torch.frombuffer(pixels.data, dtype=torch.uint8).view(pixels.shape)
+            photo = _shared_tensor(pixels)
             images = torch.stack([self._tile_image(photo, tile) for tile in tiles])
             maps = self._module.features(images.contiguous(memory_format=torch.channels_last))
             boxes: list[FloatArray | None] = [None] * len(tiles)
@@ -279,6 +280,12 @@ class Network:
         image = resized.new_zeros(3, self.size, self.size)
         image[:, :height, :width] = (resized - self._mean) / self._deviation
         return image
+
+
+def _shared_tensor(pixels: PixelArray) -> torch.Tensor:
+    """The photo's own memory as a tensor. Torch knows no read-only tensors and warns of them; nothing here writes."""
+    memory = (ctypes.c_uint8 * pixels.size).from_address(pixels.ctypes.data)
+    return torch.frombuffer(memory, dtype=torch.uint8).view(pixels.shape)
 
 
 def _fold_batch_norm(module: nn.Module) -> None:

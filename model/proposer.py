@@ -74,7 +74,7 @@ def peaks(centre_logits: torch.Tensor, distances: torch.Tensor, *, limit: int) -
 
 
 def point_grid(points_per_side: int, size: int) -> torch.Tensor:
-    """Evenly spread points `[points_per_side², 2]` over a square tile of `size` pixels, as SAM's generator lays them."""
+    """Evenly spread points `[points_per_side², 2]` over a square tile of `size` pixels, as in SAM's generator."""
     offset = 0.5 / points_per_side
     ticks = torch.linspace(offset, 1 - offset, points_per_side) * size
     return torch.stack(torch.meshgrid(ticks, ticks, indexing="xy"), dim=-1).reshape(-1, 2)

@@ -33,7 +33,7 @@ FLAGS = (
     "--disable-sync",
     "--disable-dev-shm-usage",
 )
-TIMEOUT_S = 60.0
+TIMEOUT_S = 120.0  # Label Studio waits up to 100 s for the boxes of a task that is opened
 
 Tool = Literal["key-point-tool", "rectangle-tool"]
 

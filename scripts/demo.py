@@ -45,6 +45,7 @@ def demo(
     photos: folder of photos to label; None: sample shelves, rendered once. data: folder that keeps accounts, projects
     and photos between runs. Raises CommandError when a part cannot be had or stops.
     """
+    data = data.resolve()
     require_free_port(label_studio_port, name="Label Studio", variable="LS_PORT")
     require_free_port(port, name="Facings", variable="PORT")
     with _signals_as_interrupt(), ExitStack() as servers:

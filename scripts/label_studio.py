@@ -206,7 +206,7 @@ class Client:
 
     def move_backend(self, backend: int, project: int, url: str) -> None:
         """Gives a connected backend another address."""
-        self._patch(f"/api/ml/{backend}/", {"project": project, "url": url})
+        self._patch(f"/api/ml/{backend}", {"project": project, "url": url})
 
     def retrieve_predictions(self, project: int, tasks: Sequence[int] | None = None) -> str:
         """The Data Manager's action of that name, for these tasks or for all; Label Studio's remark."""

@@ -41,17 +41,28 @@ def servers_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def studio(servers_dir: Path) -> Iterator[Studio]:
-    """A Label Studio with nothing in it but its owner."""
-    executable = label_studio.install(LABEL_STUDIO_ENVIRONMENT, uv=shutil.which("uv") or "uv")
+def label_studio_command() -> Path:
+    """The command of the Label Studio that the demo installs."""
+    return label_studio.install(LABEL_STUDIO_ENVIRONMENT, uv=shutil.which("uv") or "uv")
+
+
+@pytest.fixture(scope="session")
+def migrated_data(label_studio_command: Path, servers_dir: Path) -> Path:
+    """A data folder of Label Studio with nothing in it but `ACCOUNT`, to copy: making one takes half a minute."""
     if not MIGRATED_DATA.exists():
         fresh = servers_dir / "migrated"
-        with _running_studio(executable, fresh, servers_dir / "migrations.log"):
+        with _running_studio(label_studio_command, fresh, servers_dir / "migrations.log"):
             pass
         shutil.copytree(fresh, MIGRATED_DATA)
+    return MIGRATED_DATA
+
+
+@pytest.fixture(scope="session")
+def studio(label_studio_command: Path, migrated_data: Path, servers_dir: Path) -> Iterator[Studio]:
+    """A Label Studio without projects."""
     data = servers_dir / "label-studio"
-    shutil.copytree(MIGRATED_DATA, data)
-    with _running_studio(executable, data, servers_dir / "label-studio.log") as running:
+    shutil.copytree(migrated_data, data)
+    with _running_studio(label_studio_command, data, servers_dir / "label-studio.log") as running:
         yield running
 
 

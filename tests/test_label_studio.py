@@ -22,6 +22,8 @@ LABEL_CONFIGS = sorted((Path(__file__).parents[1] / "label_config").glob("*.xml"
 SHELF_BOXES, SHELF_CLASSES = (
     next(path.read_text() for path in LABEL_CONFIGS if path.stem == stem) for stem in ("shelf_boxes", "shelf_classes")
 )
+CHOICES_ONLY = """<View><Image name="image" value="$image"/>
+    <Choices name="kind" toName="image"><Choice value="shelf"/></Choices></View>"""
 SIZE_WH = (640, 480)
 
 
@@ -83,6 +85,15 @@ def predicted(client: Client, project: int) -> dict[int, list[dict[str, Any]]]:
     return {task["id"]: task["predictions"] for task in client.tasks(project) if task["predictions"]}
 
 
+def retrieve_until_nothing_is_added(client: Client, project: int) -> list[int]:
+    """Presses "Retrieve predictions" again and again; the number of predicted tasks after each time."""
+    counts = [0]
+    while not counts[1:] or counts[-1] > counts[-2]:
+        client.retrieve_predictions(project)
+        counts.append(len(predicted(client, project)))
+    return counts[1:]
+
+
 @pytest.mark.parametrize("path", LABEL_CONFIGS, ids=lambda path: path.stem)
 def test_every_label_config_of_the_project_loads_in_label_studio_and_connects(
     studio: Studio, facings: str, path: Path
@@ -95,17 +106,23 @@ def test_every_label_config_of_the_project_loads_in_label_studio_and_connects(
     assert (backend["state"], backend["is_interactive"], backend["error_message"]) == ("CO", True, None)
 
 
-def test_a_label_config_without_boxes_is_refused_and_label_studio_shows_what_to_add(
+def test_a_label_config_without_boxes_is_refused_with_a_message_that_says_what_to_add(
     studio: Studio, facings: str
 ) -> None:
-    choices_only = """<View><Image name="image" value="$image"/>
-        <Choices name="kind" toName="image"><Choice value="shelf"/></Choices></View>"""
-    project = studio.client.create_project("no boxes", choices_only)
+    project = studio.client.create_project("no boxes", CHOICES_ONLY)
 
     with pytest.raises(ApiError, match="RectangleLabels") as refusal:
         studio.client.connect_backend(project, facings)
 
     assert refusal.value.status == 400
+
+
+def test_boxes_taken_out_of_the_label_config_later_are_told_at_the_backend(studio: Studio, facings: str) -> None:
+    project = studio.client.create_project("boxes taken out", SHELF_BOXES)
+    studio.client.connect_backend(project, facings)
+
+    studio.client.set_label_config(project, CHOICES_ONLY)
+
     (backend,) = studio.client.backends(project)
     assert backend["state"] == "ER"
     assert "RectangleLabels" in backend["error_message"]
@@ -122,7 +139,7 @@ def test_retrieving_predictions_boxes_every_photo_but_the_broken_one(
     client.upload(project, {broken.name: broken})
     client.connect_backend(project, facings)
 
-    client.retrieve_predictions(project)
+    retrieve_until_nothing_is_added(client, project)
 
     found = predicted(client, project)
     assert sorted(found) == tasks
@@ -134,21 +151,18 @@ def test_more_photos_than_fit_the_deadline_are_done_by_asking_again(
 ) -> None:
     client = studio.client
     project = client.create_project("deadline", SHELF_BOXES)
-    tasks = [task.id for task in shelf_tasks(client, project, tmp_path, range(200, 230))]
+    tasks = [task.id for task in shelf_tasks(client, project, tmp_path, range(200, 216))]
     backend = client.connect_backend(project, facings)
     started = time.monotonic()
-    client.retrieve_predictions(project, tasks[:5])
-    a_third_s = max(1.0, 2 * (time.monotonic() - started))
+    client.retrieve_predictions(project, tasks[:3])
+    deadline_s = max(1.0, 2 * (time.monotonic() - started))
 
-    with running_facings(servers_dir, DEADLINE_S=f"{a_third_s:.2f}") as hurried:
+    with running_facings(servers_dir, DEADLINE_S=f"{deadline_s:.2f}") as hurried:
         client.move_backend(backend, project, hurried)
-        done = [len(predicted(client, project))]
-        while done[-1] < len(tasks):
-            client.retrieve_predictions(project)
-            done.append(len(predicted(client, project)))
-            assert done[-1] > done[-2], "nothing was added"
+        counts = retrieve_until_nothing_is_added(client, project)
 
-    assert len(done) > 2, "everything was done in one go"
+    assert len(tasks[:3]) < counts[0] < len(tasks), counts
+    assert counts[-1] == len(tasks), counts
 
 
 def test_two_annotators_on_two_photos_each_get_the_box_of_their_own_photo(

@@ -116,11 +116,11 @@ class _Dice:
 
     def __init__(self, seed: int | Sequence[int]) -> None:
         self.rng = np.random.default_rng(seed)
-        self._buffer: list[float] = self.rng.random(512).tolist()
+        self._buffer: list[float] = self.rng.random(64).tolist()
 
     def unit(self) -> float:
         if not self._buffer:
-            self._buffer = self.rng.random(512).tolist()
+            self._buffer = self.rng.random(256).tolist()
         return float(self._buffer.pop())
 
     def between(self, low: float, high: float) -> float:
@@ -169,6 +169,8 @@ def _noise(dice: _Dice, height: int, width: int, grain: float) -> Floats:
 
 def _hsv(hue: float, saturation: float, value: float) -> Rgb:
     hue = (hue % 1.0) * 6
+    if 1.4 < hue < 2.8 or 4.3 < hue < 5.4:  # ink on paper has no bright green and no bright purple
+        saturation, value = 0.88 * saturation, 0.82 * value
     sector, f = int(hue) % 6, hue - int(hue)
     p, q, t = value * (1 - saturation), value * (1 - saturation * f), value * (1 - saturation * (1 - f))
     r, g, b = ((value, t, p), (q, value, p), (p, value, t), (p, q, value), (t, p, value), (value, p, q))[sector]
@@ -502,30 +504,30 @@ _PROFILES: dict[str, tuple[tuple[tuple[float, float], ...], float, tuple[float, 
 
 # kind: (weight, aspect h/w low, high, width relative to the typical facing low, high)
 _KINDS: dict[str, tuple[float, float, float, float, float]] = {
-    "box": (3.8, 0.9, 4.2, 0.6, 1.8),
+    "box": (3.8, 1.0, 4.6, 0.55, 1.7),
     "flatbox": (0.2, 0.35, 0.7, 1.3, 2.6),
     "bag": (1.6, 1.2, 2.4, 0.85, 1.9),
-    "pillow": (0.3, 0.5, 1.1, 1.0, 2.0),
+    "pillow": (0.2, 0.5, 1.1, 1.0, 2.0),
     "carton": (0.8, 1.9, 3.4, 0.7, 1.1),
     "blister": (0.5, 1.5, 3.4, 0.7, 1.4),
-    "multipack": (0.4, 0.6, 1.3, 1.5, 2.6),
+    "multipack": (0.3, 0.6, 1.3, 1.5, 2.6),
     "trigger": (0.35, 2.2, 3.2, 0.8, 1.2),
     "pump": (0.35, 2.3, 3.6, 0.65, 1.0),
     "jug": (0.4, 1.3, 2.0, 1.1, 1.8),
     "produce": (0.1, 0.7, 1.3, 0.8, 1.3),
     "cutout": (0.0, 0.7, 3.0, 0.8, 1.4),
-    "bottle": (1.2, 2.6, 4.6, 0.6, 1.0),
+    "bottle": (1.4, 2.6, 4.6, 0.6, 1.0),
     "soda": (1.2, 2.8, 4.2, 0.65, 1.1),
     "wine": (0.5, 3.2, 4.5, 0.65, 0.95),
     "flask": (0.6, 1.9, 3.3, 0.7, 1.2),
-    "shampoo": (1.3, 2.2, 4.0, 0.6, 1.1),
+    "shampoo": (1.5, 2.2, 4.0, 0.6, 1.1),
     "spray": (0.9, 2.8, 4.8, 0.55, 0.9),
-    "stick": (0.6, 1.8, 3.2, 0.6, 0.9),
+    "stick": (0.6, 1.9, 3.4, 0.6, 0.9),
     "can": (1.0, 1.6, 2.9, 0.6, 1.0),
     "tin": (0.45, 0.9, 1.6, 0.8, 1.1),
     "jar": (0.9, 1.1, 1.9, 0.8, 1.2),
-    "tub": (0.3, 0.6, 1.1, 0.9, 1.6),
-    "cup": (0.4, 0.9, 1.6, 0.7, 1.1),
+    "tub": (0.25, 0.6, 1.1, 0.9, 1.6),
+    "cup": (0.3, 0.9, 1.6, 0.7, 1.1),
     "tube": (0.6, 2.1, 3.8, 0.6, 0.9),
     "canister": (0.6, 1.1, 2.2, 0.9, 1.5),
 }
@@ -923,7 +925,7 @@ class _Designer:
     @staticmethod
     def _suits(kind: str, height: float, room_px: float) -> bool:
         """Whether it fills the height of the shelf, alone or stacked, more or less."""
-        levels = max(1, int(room_px / height)) if kind in _STACKABLE else 1
+        levels = max(1, int(1.03 * room_px / height)) if kind in _STACKABLE else 1
         return 0.66 * room_px <= levels * height <= 1.02 * room_px
 
     def _new_brand(self, kinds: set[str] | None, room_px: float) -> _Brand:
@@ -931,14 +933,14 @@ class _Designer:
         weights = {kind: weight for kind, weight in self.kinds.items() if kinds is None or kind in kinds}
         for kind in weights:  # what is far too low for the shelf, and cannot be stacked, stands elsewhere
             _, _, high, narrow, wide = _KINDS[kind]
-            tallest = 1.32 * self.facing_px * math.sqrt(narrow * wide) * high
-            if tallest < (0.4 if kind in _STACKABLE else 0.66) * room_px:
+            tallest = 1.3 * self.facing_px * math.sqrt(narrow * wide) * high
+            if tallest < (0.4 if kind in _STACKABLE else 0.7) * room_px:
                 weights[kind] *= 0.08
         if self.textures is not None and self.textures.cutouts and (kinds is None or "cutout" in kinds):
             weights["cutout"] = 0.06 * sum(weights.values())
         kind = dice.weighted(weights)
         _, low, high, narrow, wide = _KINDS[kind]
-        width = 1.32 * self.facing_px * dice.log_between(narrow, wide)
+        width = 1.3 * self.facing_px * dice.log_between(narrow, wide)
         aspect = dice.log_between(low, high)
         if dice.chance(0.88):  # shelves are set to the height of what stands on them
             levels = max(1, round(room_px / (width * (0.35 * low + 0.65 * high)))) if kind in _STACKABLE else 1
@@ -975,12 +977,13 @@ class _Designer:
         if brand.kind == "cutout":
             rgba = self._cutout()
             rows, columns = rgba.shape[:2]
-            height = max(5, round(min(room_px, width * rows / columns)))
+            taller = float(np.clip(0.75 * room_px * columns / (width * rows), 1, 1.6))
+            height = max(5, round(min(room_px, width * taller * rows / columns)))
             width = max(5, round(height * columns / rows))
             rgb = _recolour(dice, np.ascontiguousarray(rgba[:, :, :3]), 0.5)
             alpha: Pixels = np.ascontiguousarray(rgba[:, :, 3])
         else:
-            over = 2.0 if width < 40 else 1.35
+            over = 1.5 if width < 40 else 1.2
             art_w, art_h = max(16, int(width * over)), max(16, int(height * over))
             rgb, alpha = _pack(brand, brand.variants, art_w, art_h, self.textures)
         loose = dice.between(0, 2.2) if dice.chance(0.7) else 0.0
@@ -1169,7 +1172,7 @@ class _Scene:
         dice = self.dice
         ledges = []
         y = bottom + (dice.between(0, 2.5) * self.facing_px if bottom >= self.canvas.height else 0)
-        typical = self.facing_px * dice.log_between(1.9, 4.4)
+        typical = self.facing_px * dice.log_between(2.7, 5.8)
         while y > top + 0.5 * self.facing_px:
             room = typical * dice.log_between(0.72, 1.4)
             if y - room < top:
@@ -1332,7 +1335,7 @@ class _Scene:
         dice, style, canvas = self.dice, self.style, self.canvas
         groups: list[tuple[_Product, float, float, int, int]] = []  # product, from, to, count, levels
         x = x0 + dice.between(0, 0.15) * self.facing_px
-        fill = dice.between(0.9, 1.0) if dice.chance(0.82) else dice.between(0.6, 0.9)
+        fill = dice.between(0.9, 0.98) if dice.chance(0.85) else dice.between(0.6, 0.9)
         spacing = style.spacing if dice.chance(0.85) else dice.between(0, 0.1)
         self.designer.facing_px = self.facing_px * dice.log_between(0.7, 1.55)
         only = _STACKABLE if dice.chance(0.1) else None
@@ -1349,8 +1352,8 @@ class _Scene:
             wanted = dice.whole(1, 4) if dice.chance(0.65) else dice.whole(3, 10)
             count = min(wanted, int((x1 - x - product.width) / step) + 1)
             levels = 1
-            if product.kind in _STACKABLE and product.height * 2 < room and dice.chance(0.92):
-                levels = min(dice.whole(2, 5) if dice.chance(0.3) else 5, int(room * 0.97 / product.height))
+            if product.kind in _STACKABLE and product.height * 2 <= 1.03 * room and dice.chance(0.93):
+                levels = min(dice.whole(2, 5) if dice.chance(0.3) else 5, int(room * 1.03 / product.height))
             groups.append((product, x, x + count * step, count, levels))
             x += count * step + product.width * (dice.between(0, 0.03) if dice.chance(0.85) else dice.between(0, 0.3))
         if not groups:
@@ -1446,6 +1449,7 @@ class _Scene:
             self._box_side(product, width, height, x, y, shift, top)
 
     def _box_side(self, product: _Product, width: int, height: int, x: int, y: int, shift: int, top: int) -> None:
+        """The side of a box, where nothing stands yet."""
         depth = abs(shift)
         left = x + width if shift > 0 else x - depth
         taken = self.canvas.ids[max(0, y + height // 2) : y + height // 2 + 1, max(0, left) : max(0, left + depth)]
@@ -1534,7 +1538,7 @@ class _Scene:
         kinds = {dice.pick(("box", "flatbox", "multipack", "can", "soda", "pillow"))}
         x = x0
         while x < x1:
-            product = self.designer.product(self.facing_px * dice.between(1.5, 3.5), kinds=kinds)
+            product = self.designer.product(self.facing_px * dice.between(1.4, 3.0), kinds=kinds)
             columns = min(dice.whole(1, 6), max(1, int((x1 - x) / product.width)))
             lip = product.height * dice.between(0.1, 0.3) if product.kind in {"can", "soda"} else 0.0
             seam = dice.pick((0, 0, 1, 0.03 * product.height))

@@ -1,0 +1,23 @@
+# The backend alone. docker-compose.yml puts a Label Studio next to it.
+FROM python:3.11-slim AS build
+RUN pip install --no-cache-dir "uv>=0.9,<1"
+ENV UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_PYTHON_DOWNLOADS=never
+WORKDIR /app
+# The dependencies first: they change seldom and weigh gigabytes.
+COPY pyproject.toml uv.lock ./
+RUN --mount=type=cache,target=/root/.cache/uv uv sync --frozen --no-dev --no-install-project
+COPY . .
+RUN --mount=type=cache,target=/root/.cache/uv uv sync --frozen --no-dev --no-editable
+
+FROM python:3.11-slim
+RUN useradd --create-home --uid 1000 facings && install --directory --owner facings /data
+COPY --from=build /app/.venv /app/.venv
+ENV PATH=/app/.venv/bin:$PATH PYTHONUNBUFFERED=1 HF_HOME=/data/huggingface
+USER facings
+WORKDIR /home/facings
+# Official checkpoints are downloaded on first use; they stay here.
+VOLUME /data
+EXPOSE 9090
+HEALTHCHECK --interval=30s --timeout=5s --start-period=60s \
+    CMD python -c "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ.get(\"PORT\") or 9090}/health', timeout=4)"
+CMD ["facings", "serve"]

@@ -1,0 +1,256 @@
+"""The engine with the real bundled checkpoint: boxes that fit, one load, clicks from the cache, safe under threads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import model.network
+from model import DeadlineExceeded, Detections, Engine, EngineOptions, NotReady, Photo, Prompt
+from model.boxes import iou_matrix
+from model.checkpoints import OFFICIAL
+from model.engine import choose_masks
+from model.network import build_module
+from model.training.shelves import Shelf, render_shelf
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    engine = Engine(EngineOptions(checkpoint="facings-nano", device="cpu"))
+    engine.wait_ready(120)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def shelf() -> Shelf:
+    return render_shelf(21, (1600, 1200))
+
+
+@pytest.fixture(scope="module")
+def photo(shelf: Shelf) -> Photo:
+    return Photo(pixels=shelf.photo_rgb)
+
+
+def middle(box: np.ndarray) -> Prompt:
+    return Prompt(points_xy=((box[:2] + box[2:]) / 2)[None], is_foreground=np.array([True]))
+
+
+def paired_iou(found: Detections, boxes: np.ndarray) -> np.ndarray:
+    return np.diag(iou_matrix(found.boxes_xyxy, boxes))
+
+
+def large_ones(shelf: Shelf, count: int = 24) -> np.ndarray:
+    sides = shelf.boxes_xyxy[:, 2:] - shelf.boxes_xyxy[:, :2]
+    return shelf.boxes_xyxy[np.argsort(-sides.min(1))][:count]
+
+
+def test_most_facings_of_a_rendered_shelf_are_found_once(engine: Engine, photo: Photo, shelf: Shelf) -> None:
+    found = engine.preannotate(photo)
+    overlap = iou_matrix(found.boxes_xyxy, shelf.boxes_xyxy)
+    assert (overlap.max(0) > 0.5).mean() > 0.6
+    assert (overlap.max(1) > 0.5).mean() > 0.6
+    assert (np.diff(found.scores) <= 0).all()
+    among_themselves = iou_matrix(found.boxes_xyxy, found.boxes_xyxy) - np.eye(len(found))
+    assert among_themselves.max() <= 0.5 + 1e-3
+
+
+def test_more_than_300_boxes_can_be_had_and_no_more_than_asked_for(engine: Engine, photo: Photo) -> None:
+    assert len(engine.preannotate(photo, score_threshold=0.0)) > 300
+    few = Engine(EngineOptions(checkpoint="facings-nano", device="cpu", max_detections=7))
+    assert len(few.preannotate(photo, score_threshold=0.0)) == 7
+    assert few.version != engine.version
+    few.close()
+
+
+def test_a_click_and_a_rough_box_give_the_box_of_the_object(engine: Engine, photo: Photo, shelf: Shelf) -> None:
+    boxes = large_ones(shelf)
+    sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
+    rough = boxes + np.random.default_rng(0).uniform(-0.15, 0.15, boxes.shape).astype(np.float32) * sides
+    by_click = engine.refine(photo, [middle(box) for box in boxes])
+    by_box = engine.refine(photo, [Prompt(box_xyxy=box) for box in rough])
+    assert paired_iou(by_click, boxes).mean() > 0.5
+    assert (
+        paired_iou(by_box, boxes).mean()
+        > paired_iou(Detections(boxes_xyxy=rough, scores=np.ones(len(rough))), boxes).mean()
+    )
+
+
+def test_masks_fill_their_boxes(engine: Engine, photo: Photo, shelf: Shelf) -> None:
+    found = engine.refine(photo, [middle(box) for box in large_ones(shelf, 8)], want_masks=True)
+    assert found.masks is not None
+    for box, mask in zip(found.boxes_xyxy, found.masks, strict=True):
+        ys, xs = np.nonzero(mask.in_photo(photo.size_wh))
+        assert [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1] == pytest.approx(box, abs=3)
+
+
+def test_a_background_point_changes_the_answer(engine: Engine, photo: Photo, shelf: Shelf) -> None:
+    """Two neighbours asked for as one, then one of them excluded: the answer leaves it."""
+    changed = 0
+    for box in large_ones(shelf, 8):
+        width = box[2] - box[0]
+        both = np.array([box[0], box[1], min(box[2] + width, photo.size_wh[0] - 1), box[3]], np.float32)
+        beside = np.array([[box[2] + 0.5 * width, (box[1] + box[3]) / 2]], np.float32)
+        wide, narrow = (
+            engine.refine(photo, [prompt]).boxes_xyxy[0]
+            for prompt in (
+                Prompt(box_xyxy=both),
+                Prompt(box_xyxy=both, points_xy=beside, is_foreground=np.array([False])),
+            )
+        )
+        changed += not np.allclose(wide, narrow, atol=1)
+    assert changed >= 4
+
+
+def test_a_second_click_on_a_known_photo_encodes_nothing(engine: Engine, shelf: Shelf) -> None:
+    photo = Photo(pixels=np.roll(shelf.photo_rgb, 7, axis=1))
+    engine.preannotate(photo)
+    misses = engine.stats().cache_misses
+    for box in shelf.boxes_xyxy[:5]:
+        engine.refine(photo, [middle(box)])
+    engine.preannotate(photo)
+    assert engine.stats().cache_misses == misses
+
+
+def test_two_annotators_on_two_photos_each_get_their_own_boxes(engine: Engine, shelf: Shelf) -> None:
+    other = render_shelf(22, (1600, 1200))
+    work = []
+    for one in (shelf, other):
+        photo = Photo(pixels=one.photo_rgb)
+        work += [(photo, middle(box)) for box in large_ones(one, 10)]
+    alone = [engine.refine(photo, [prompt]).boxes_xyxy[0] for photo, prompt in work]
+    order = np.random.default_rng(1).permutation(len(work))
+    with ThreadPoolExecutor(8) as pool:
+        answers = {i: pool.submit(engine.refine, work[i][0], [work[i][1]]) for i in order}
+        together = [answers[i].result(60).boxes_xyxy[0] for i in range(len(work))]
+    assert np.array(together) == pytest.approx(np.array(alone), abs=2)  # bf16 sums in another order in a larger batch
+
+
+def test_the_weights_are_loaded_once(monkeypatch: pytest.MonkeyPatch, photo: Photo) -> None:
+    loads = []
+    monkeypatch.setattr(
+        model.network, "read_weights", lambda path, read=model.network.read_weights: loads.append(path) or read(path)
+    )
+    engine = Engine(EngineOptions(checkpoint="facings-nano", device="cpu"))
+    for _ in range(3):
+        engine.preannotate(photo)
+        engine.refine(photo, [middle(np.array([0, 0, 200, 200]))])
+    engine.close()
+    assert len(loads) == 1
+
+
+def test_the_start_does_not_wait_for_the_weights_and_the_first_question_does(photo: Photo) -> None:
+    began = time.monotonic()
+    engine = Engine(EngineOptions(checkpoint="facings-nano", device="cpu"))
+    assert engine.state == "loading"
+    assert engine.version == "facings-nano-loading"
+    with pytest.raises(NotReady, match="still loading"):
+        engine.wait_ready(0)
+    with pytest.raises(NotReady):
+        engine.preannotate(photo, deadline=began)
+    engine.preannotate(photo)
+    assert engine.state == "ready"
+    assert engine.version.startswith("facings-nano-")
+    engine.close()
+    assert engine.state == "closed"
+    with pytest.raises(NotReady, match="closed"):
+        engine.preannotate(photo)
+
+
+def test_a_broken_checkpoint_never_becomes_ready_and_says_why() -> None:
+    engine = Engine(EngineOptions(checkpoint="/nowhere/weights.pt"))
+    with pytest.raises(NotReady, match="no file at"):
+        engine.wait_ready(60)
+    assert (engine.state, engine.failure) == ("failed", "checkpoint: no file at '/nowhere/weights.pt'")
+    with pytest.raises(NotReady, match="no file"):
+        engine.refine(Photo(pixels=np.zeros((9, 9, 3), np.uint8)), [middle(np.array([0, 0, 9, 9]))])
+    engine.close()
+
+
+def test_a_photo_past_its_deadline_is_given_up(engine: Engine, shelf: Shelf) -> None:
+    photo = Photo(pixels=np.roll(shelf.photo_rgb, 13, axis=1))
+    with pytest.raises(DeadlineExceeded):
+        engine.preannotate(photo, deadline=time.monotonic() + 0.001)
+    assert len(engine.preannotate(photo)) > 0
+
+
+def test_times_are_observed(shelf: Shelf, photo: Photo) -> None:
+    seen: dict[str, list[float]] = {}
+    engine = Engine(
+        EngineOptions(checkpoint="facings-nano", device="cpu"),
+        observe=lambda name, seconds: seen.setdefault(name, []).append(seconds),
+    )
+    engine.preannotate(photo)
+    engine.refine(photo, [middle(shelf.boxes_xyxy[0])])
+    engine.close()
+    assert seen.keys() == {"queue_wait_bulk", "queue_wait_interactive", "encode", "propose", "decode"}
+    assert all(seconds >= 0 for values in seen.values() for seconds in values)
+
+
+@pytest.mark.parametrize("size_wh", [(1, 1), (3, 900), (700, 20), (1025, 1023)])
+def test_photos_of_any_shape_are_answered(engine: Engine, size_wh: tuple[int, int]) -> None:
+    photo = Photo(pixels=np.full((size_wh[1], size_wh[0], 3), 90, np.uint8))
+    found = engine.preannotate(photo, score_threshold=0.0)
+    assert (found.boxes_xyxy <= np.array(size_wh * 2)).all()
+    outside = Prompt(points_xy=np.array([[5000.0, -3.0]]), is_foreground=np.array([True]))
+    answers = engine.refine(photo, [middle(np.array([0, 0, *size_wh])), outside], want_masks=True)
+    assert len(answers) == 2
+    assert (answers.boxes_xyxy >= 0).all()
+    assert (answers.boxes_xyxy <= np.array(size_wh * 2)).all()
+
+
+def test_a_checkpoint_without_a_head_finds_objects_by_a_point_grid(
+    tmp_path: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random weights of the tiny official network, a coarse grid and no thresholds: the path, not the quality."""
+    torch.manual_seed(3)
+    path = f"{tmp_path}/sam2.1_hiera_tiny.safetensors"
+    config = OFFICIAL["sam2.1_hiera_tiny"].config
+    save_file(build_module(config).sam.state_dict(), path)
+    monkeypatch.setattr("model.engine.GRID_POINTS_PER_SIDE", 2)
+    monkeypatch.setattr("model.engine.GRID_MIN_SCORE", -1.0)
+    monkeypatch.setattr("model.engine.GRID_MIN_STABILITY", -1.0)
+    engine = Engine(EngineOptions(checkpoint=path, checkpoint_config=config, device="cpu"))
+    photo = Photo(pixels=render_shelf(2, (400, 300)).photo_rgb)
+    found = engine.preannotate(photo)
+    assert (found.boxes_xyxy <= [400, 300, 400, 300]).all()
+    assert len(engine.refine(photo, [middle(np.array([10, 10, 90, 90]))])) == 1
+    engine.close()
+
+
+SIZE = 1000
+
+
+@pytest.mark.parametrize(
+    ("sides", "iou", "chosen"),
+    [
+        ([50, 100, 900], [0.9, 0.85, 0.95], 1),
+        ([50, 100, 200], [0.9, 0.7, 0.6], 0),
+        ([0, 100, 0], [0.9, 0.3, 0.9], 1),
+        ([700, 800, 900], [0.9, 0.5, 0.4], 0),
+        ([80], [0.1], 0),
+    ],
+    ids=["the unit, not its label, nor the shelf", "a much surer part", "empty masks", "all too large", "only one"],
+)
+def test_of_three_masks_the_facing_is_chosen(sides: list[float], iou: list[float], chosen: int) -> None:
+    boxes = torch.tensor([[[0.0, 0.0, side, side] for side in sides]])
+    assert choose_masks(boxes, torch.tensor([iou]), SIZE).tolist() == [chosen]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"score_threshold": 1.1}, "in \\[0, 1\\]"),
+        ({"max_detections": 0}, "at least 1"),
+        ({"cache_bytes": -1}, "at least 0"),
+    ],
+)
+def test_impossible_options_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EngineOptions(**values)  # type: ignore[arg-type]

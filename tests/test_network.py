@@ -1,0 +1,121 @@
+"""The network answers as sam2 itself does, on the same weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from model.checkpoints import BUNDLED, OFFICIAL, find_checkpoint, read_weights
+from model.device import Placement, choose_placement
+from model.network import Network, TilePrompt, build_module, load_weights
+from model.proposer import peaks, point_grid
+from model.tiling import Tile
+from model.training.shelves import render_shelf
+
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # in sam2
+
+CPU = Placement(device=torch.device("cpu"), autocast=None, encode_batch=1, reason="test")
+WHOLE = Tile(left=0, top=0, side=1024, size=1024, level=0)
+CLICK = (np.array([[400.0, 300.0]], np.float32), np.array([True]), None)
+POINTS = (np.array([[400.0, 300.0], [520.0, 310.0]], np.float32), np.array([True, False]), None)
+BOX = (np.zeros((0, 2), np.float32), np.zeros(0, np.bool_), np.array([350.0, 200.0, 460.0, 420.0], np.float32))
+BOX_AND_CLICK = (CLICK[0], CLICK[1], BOX[2])
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    return render_shelf(3, (1024, 1024)).photo_rgb
+
+
+@pytest.fixture(scope="module", params=[BUNDLED, "sam2.1_hiera_tiny"])
+def pair(request: pytest.FixtureRequest, photo: np.ndarray, tmp_path_factory: pytest.TempPathFactory):
+    """Our network and sam2's own predictor on the same weights (random ones where the hub would be needed)."""
+    from sam2.sam2_image_predictor import SAM2ImagePredictor
+
+    if request.param == BUNDLED:
+        checkpoint = find_checkpoint(BUNDLED, config=None, has_gpu=False)
+    else:
+        torch.manual_seed(1)
+        path = tmp_path_factory.mktemp("weights") / f"{request.param}.safetensors"
+        save_file(build_module(OFFICIAL[request.param].config).sam.state_dict(), path)
+        checkpoint = find_checkpoint(str(path), config=OFFICIAL[request.param].config, has_gpu=False)
+    upstream = build_module(checkpoint.config)
+    load_weights(upstream, read_weights(checkpoint.weights), checkpoint.name)
+    predictor = SAM2ImagePredictor(upstream.sam.eval())
+    predictor.set_image(photo)
+    return Network(checkpoint, CPU), predictor
+
+
+@pytest.mark.parametrize("multimask", [True, False], ids=["three masks", "one mask"])
+@pytest.mark.parametrize("prompt", [CLICK, POINTS, BOX, BOX_AND_CLICK], ids=["click", "points", "box", "box and click"])
+def test_masks_and_scores_are_those_of_sam2s_own_predictor(pair, photo, prompt, multimask: bool) -> None:
+    network, predictor = pair
+    points, is_foreground, box = prompt
+    (features,) = network.encode(photo, [WHOLE])
+    tile_prompt = TilePrompt(features=features, points_xy=points, is_foreground=is_foreground, box_xyxy=box)
+    logits, iou = network.decode([tile_prompt], multimask=multimask)
+    _, wanted_iou, wanted = predictor.predict(
+        point_coords=points if len(points) else None,
+        point_labels=is_foreground.astype(np.int32) if len(points) else None,
+        box=box,
+        multimask_output=multimask,
+    )
+    assert iou[0].numpy() == pytest.approx(wanted_iou, abs=1e-3)
+    got, scale = logits[0].clamp(-32, 32).numpy(), max(1.0, float(np.abs(wanted).max()))
+    assert np.abs(got - wanted).max() <= 1e-3 * scale
+
+
+def test_prompts_on_different_tiles_share_a_call_without_changing_each_other(photo: np.ndarray) -> None:
+    network = Network(find_checkpoint(BUNDLED, config=None, has_gpu=False), CPU)
+    tiles = [Tile(left=left, top=100, side=512, size=1024, level=1) for left in (0, 512)]
+    prompts = [
+        TilePrompt(features=features, points_xy=CLICK[0], is_foreground=CLICK[1], box_xyxy=None)
+        for features in network.encode(photo, tiles)
+    ]
+    together, _ = network.decode(prompts, multimask=True)
+    for index, prompt in enumerate(prompts):
+        alone, _ = network.decode([prompt], multimask=True)
+        assert torch.allclose(alone[0], together[index], atol=1e-3)
+    assert not torch.allclose(together[0], together[1], atol=1e-1)
+
+
+def test_a_tile_beyond_the_photos_edge_sees_what_the_photo_has(photo: np.ndarray) -> None:
+    """Grey is added, nothing is stretched: the proposals of a cropped photo's tile lie in the crop."""
+    network = Network(find_checkpoint(BUNDLED, config=None, has_gpu=False), CPU)
+    (features,) = network.encode(np.ascontiguousarray(photo[:400]), [WHOLE])
+    assert features.proposal_boxes is not None
+    assert features.proposal_scores is not None
+    sure = features.proposal_boxes[features.proposal_scores > 0.3]
+    assert len(sure)
+    assert sure[:, 3].max() <= 410
+
+
+def test_peaks_are_the_strongest_local_maxima() -> None:
+    logits = torch.full((1, 8, 8), -6.0)
+    logits[0, 2, 3], logits[0, 2, 4], logits[0, 6, 6] = 3.0, 2.0, 1.0
+    distances = torch.full((1, 4, 8, 8), 5.0)
+    boxes, scores = peaks(logits, distances, limit=2)
+    assert boxes[0].tolist() == [[9, 5, 19, 15], [21, 21, 31, 31]]
+    assert scores[0].tolist() == pytest.approx(torch.tensor([3.0, 1.0]).sigmoid().tolist())
+
+
+def test_the_point_grid_is_that_of_sams_mask_generator() -> None:
+    from sam2.utils.amg import build_point_grid
+
+    assert point_grid(32, 1024).numpy() == pytest.approx(build_point_grid(32) * 1024)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda", "cuda:99", "mps"])
+def test_a_device_that_is_not_there_is_named(device: str) -> None:
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ValueError, match=f"'{device}'"):
+        choose_placement(device)
+
+
+def test_the_placement_says_its_reason() -> None:
+    placement = choose_placement("cpu")
+    assert placement.reason
+    assert (placement.autocast is torch.bfloat16) == ("fp32" not in placement.reason)

@@ -1,0 +1,146 @@
+"""Training on a tiny setting: targets mean what they say, the loss falls, a killed run goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.checkpoints import find_checkpoint
+from model.device import Placement
+from model.network import Network
+from model.proposer import boxes_of_cells
+from model.training.loop import RenderedShelves, TrainOptions, mirrored, relit, train
+from model.training.losses import box_iou_and_giou, box_loss, centre_loss, mask_losses, window_weights
+from model.training.shelves import render_shelf
+from model.training.targets import dense_targets, prompt_targets
+
+
+def test_no_facings_give_empty_targets() -> None:
+    targets = dense_targets(np.zeros((0, 4), np.float32), 64, 64)
+    assert targets.centre.max() == targets.weight.max() == 0
+
+
+def test_each_facing_has_one_centre_and_cells_that_share_a_weight_of_one() -> None:
+    boxes = np.array([[0, 0, 30, 60], [100, 40, 180, 90], [30, 0, 60, 60]], np.float32)
+    targets = dense_targets(boxes, 128, 256)
+    rows, columns = np.nonzero(targets.centre == 1)
+    assert len(rows) == 3
+    assert sorted(map(tuple, targets.boxes_xyxy[rows, columns].tolist())) == sorted(map(tuple, boxes.tolist()))
+    assert targets.weight.sum() == pytest.approx(3, abs=1e-3)
+
+
+def test_perfect_answers_cost_nothing() -> None:
+    boxes = np.array([[10, 10, 40, 90], [60, 20, 100, 80]], np.float32)
+    targets = dense_targets(boxes, 128, 128)
+    truth, weight = torch.from_numpy(targets.boxes_xyxy)[None], torch.from_numpy(targets.weight)[None]
+    assert box_loss(truth, truth, weight).item() == pytest.approx(0, abs=1e-5)
+    centre = torch.from_numpy(targets.centre)[None]
+    sure = torch.where(centre == 1, 20.0, -20.0)
+    assert centre_loss(sure, centre).item() < 0.01 < centre_loss(-sure, centre).item()
+    mask = torch.zeros(1, 32, 32)
+    mask[0, 4:20, 4:12] = 1
+    window = window_weights(torch.tensor([[16.0, 16.0, 48.0, 80.0]]), mask, 4)
+    fit, guess = mask_losses((mask * 2 - 1)[:, None] * 20, torch.ones(1, 1), mask, window)
+    assert fit.item() == pytest.approx(0, abs=1e-2)
+    assert guess.item() == pytest.approx(0, abs=1e-4)
+
+
+def test_giou_punishes_distance_where_iou_is_blind() -> None:
+    truth = torch.tensor([[0.0, 0.0, 10.0, 10.0]] * 2)
+    iou, giou = box_iou_and_giou(torch.tensor([[20.0, 0.0, 30.0, 10.0], [50.0, 0.0, 60.0, 10.0]]), truth)
+    assert iou.tolist() == [0, 0]
+    assert giou[0] > giou[1]
+
+
+def test_distances_of_a_cell_are_edges_around_its_centre() -> None:
+    distances = torch.tensor([3.0, 2.0, 5.0, 7.0]).view(1, 4, 1, 1).expand(1, 4, 2, 3)
+    assert boxes_of_cells(distances)[0, 1, 2].tolist() == [7, 4, 15, 13]
+
+
+def test_prompts_point_at_what_they_name() -> None:
+    shelf = render_shelf(5, (256, 256), facing_px=40)
+    targets = prompt_targets(shelf.boxes_xyxy, shelf.instance_ids, 200, np.random.default_rng(0))
+    kinds = set()
+    for coords, labels, box in zip(targets.coords, targets.labels, targets.boxes_xyxy, strict=True):
+        number = 1 + int((shelf.boxes_xyxy == box).all(1).argmax())
+        for (x, y), label in zip(coords, labels, strict=True):
+            kinds.add(int(label))
+            if label in (0, 1):
+                assert (shelf.instance_ids[int(y), int(x)] == number) == (label == 1)
+    assert kinds == {-1, 0, 1, 2, 3}
+    assert targets.masks.max() == 1
+    assert targets.is_click.any()
+    assert not targets.is_click.all()
+
+
+def test_a_mirrored_shelf_is_the_same_shelf() -> None:
+    shelf = render_shelf(6, (128, 96), facing_px=30)
+    assert np.array_equal(mirrored(mirrored(shelf)).boxes_xyxy, shelf.boxes_xyxy)
+    there = mirrored(shelf)
+    for index, (x0, y0, x1, y1) in enumerate(there.boxes_xyxy.astype(int)):
+        ys, xs = np.nonzero(there.instance_ids == index + 1)
+        assert (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) == (x0, y0, x1, y1)
+
+
+def test_other_light_keeps_what_is_bright_bright() -> None:
+    pixels = np.tile(np.arange(0, 256, 8, dtype=np.uint8)[None, :, None], (4, 1, 3))
+    lit = relit(pixels, np.random.default_rng(3))
+    assert (np.diff(lit[0].astype(int), axis=0) >= 0).all()
+
+
+def test_picture_i_of_a_seed_is_always_the_same(tmp_path: Path) -> None:
+    shelves = RenderedShelves(TrainOptions(out=tmp_path, picture_px=96, prompts_per_picture=1), first=0)
+    once, again = (next(shelves.samples(4)) for _ in range(2))
+    assert all(np.array_equal(once[name], again[name]) for name in once)
+
+
+def test_the_loss_falls_a_killed_run_goes_on_and_the_weights_load(tmp_path: Path) -> None:
+    reports: list[dict[str, float]] = []
+
+    def run(minutes: float, *, resume: bool) -> Path:
+        options = TrainOptions(
+            out=tmp_path,
+            minutes=minutes,
+            batch_size=2,
+            prompts_per_picture=1,
+            picture_px=96,
+            workers=0,
+            report_every=4,
+            learning_rate=4e-3,
+            save_every_s=0.0,
+            resume=resume,
+        )
+        return train(options, reports.append)
+
+    class Killed(Exception):
+        pass
+
+    def kill(report: dict[str, float]) -> None:
+        reports.append(report)
+        if len(reports) == 3:
+            raise Killed
+
+    options = TrainOptions(
+        out=tmp_path,
+        minutes=0.4,
+        batch_size=2,
+        prompts_per_picture=1,
+        picture_px=96,
+        workers=0,
+        report_every=4,
+        save_every_s=0.0,
+    )
+    with pytest.raises(Killed):
+        train(options, kill)
+    steps_before = reports[-1]["step"]
+    path = run(0.4, resume=True)
+    assert reports[3]["step"] == steps_before  # the step whose report killed the run was not saved, the one before was
+    first, last = (sum(report[name] for name in ("centre", "box", "mask")) for report in (reports[0], reports[-1]))
+    assert last < first
+    checkpoint = find_checkpoint(str(path), config=None, has_gpu=False)
+    assert checkpoint.config == "facings-nano"
+    cpu = Placement(device=torch.device("cpu"), autocast=None, encode_batch=1, reason="test")
+    assert Network(checkpoint, cpu).has_proposals
