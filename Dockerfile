@@ -19,5 +19,5 @@ WORKDIR /home/facings
 VOLUME /data
 EXPOSE 9090
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s \
-    CMD python -c "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ.get(\"PORT\") or 9090}/health', timeout=4)"
+    CMD python -c "import os, requests; s = requests.get(f'http://127.0.0.1:{os.environ.get(\"PORT\") or 9090}/health', timeout=4, auth=(os.environ.get('BASIC_AUTH_USER', ''), os.environ.get('BASIC_AUTH_PASS', ''))); s.raise_for_status()"
 CMD ["facings", "serve"]

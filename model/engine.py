@@ -26,7 +26,7 @@ from model.checkpoints import Checkpoint, calibrated_threshold, find_checkpoint
 from model.device import choose_placement
 from model.feature_cache import FeatureCache
 from model.network import DECODE_BATCH, MASK_STRIDE, Features, Network, TilePrompt
-from model.proposer import point_grid
+from model.proposer import point_grid, prior_box
 from model.scheduler import Lane, Scheduler
 from model.tiling import Tile
 from model.types import BoolArray, Detections, EngineError, FloatArray, Mask, NotReady, Photo, Prompt
@@ -372,11 +372,13 @@ class Engine:
         else:
             tile = tiling.tile_for_points(prompt.points_xy, photo.size_wh, size)
         box = None if prompt.box_xyxy is None else tile.to_tile(prompt.box_xyxy.reshape(2, 2)).reshape(4)
+        features = self._features(photo, [tile])[0]
+        points = tile.to_tile(prompt.points_xy)
+        prior = None
+        if features.proposal_boxes is not None and features.proposal_scores is not None:
+            prior = prior_box(features.proposal_boxes, features.proposal_scores, points, prompt.is_foreground, box)
         return TilePrompt(
-            features=self._features(photo, [tile])[0],
-            points_xy=tile.to_tile(prompt.points_xy),
-            is_foreground=prompt.is_foreground,
-            box_xyxy=box,
+            features=features, points_xy=points, is_foreground=prompt.is_foreground, box_xyxy=box, prior_xyxy=prior
         )
 
     def _decode(
@@ -384,7 +386,7 @@ class Engine:
     ) -> Iterator[tuple[tuple[int, int], _Answer]]:
         """Decodes prompts with equally many tokens and reads each one's object from the mask that suits a facing."""
         prompts = [prompt for _, _, prompt in batch]
-        logits, iou = self._net.decode(prompts, multimask=prompts[0].is_click)
+        logits, iou = self._net.decode(prompts, multimask=prompts[0].is_ambiguous)
         chosen = choose_masks(
             geometry.mask_boxes(logits.flatten(0, 1), MASK_STRIDE).view(*iou.shape, 4), iou, self._net.size
         )
@@ -493,7 +495,7 @@ def _same_tokens(tiled: Iterable[tuple[int, int, TilePrompt]]) -> list[list[tupl
     """Prompts by kind and number of tokens: only equal ones can share a call without changing each other's answer."""
     groups: dict[tuple[int, bool], list[tuple[int, int, TilePrompt]]] = {}
     for entry in tiled:
-        groups.setdefault((len(entry[2].tokens()[1]), entry[2].is_click), []).append(entry)
+        groups.setdefault((len(entry[2].tokens()[1]), entry[2].is_ambiguous), []).append(entry)
     return list(groups.values())
 
 

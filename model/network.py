@@ -33,6 +33,7 @@ from model.types import BoolArray, CheckpointError, FloatArray, PixelArray
 MASK_STRIDE = 4  # tile pixels for each cell of the decoder's logits
 MAX_PROPOSALS = 600  # of one tile, before anything is merged
 PROPOSAL_FLOOR = 0.02  # weaker proposals are never asked for
+PRIOR_LOGIT = 8.0  # of a mask prompt's inside; outside its negative
 DECODE_BATCH = 64  # prompts that share one call of the decoder
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
@@ -71,17 +72,21 @@ class Features:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TilePrompt:
-    """A prompt in pixels of the tile of `features`: points `[N, 2]`, foreground or not `[N]`, box `[4]` or None."""
+    """A prompt in pixels of the tile of `features`: points `[N, 2]`, foreground or not `[N]`, box `[4]` or None.
+
+    prior_xyxy `[4]`: the box that the object is thought to fill, from the learned proposals, or None.
+    """
 
     features: Features
     points_xy: FloatArray
     is_foreground: BoolArray
     box_xyxy: FloatArray | None
+    prior_xyxy: FloatArray | None = None
 
     @property
-    def is_click(self) -> bool:
-        """One foreground point alone: what it means is ambiguous, so all three masks are of interest."""
-        return self.box_xyxy is None and len(self.points_xy) == 1
+    def is_ambiguous(self) -> bool:
+        """One foreground point and nothing else: it may mean a part, a unit or a group, so all three masks count."""
+        return self.box_xyxy is None and self.prior_xyxy is None and len(self.points_xy) == 1
 
     def tokens(self) -> tuple[FloatArray, npt.NDArray[np.int32]]:
         """SAM's points `[T, 2]` and labels `[T]`: box corners first (2 and 3), then points (1 or 0)."""
@@ -111,28 +116,51 @@ class FacingsModule(nn.Module):
             embedding = embedding + sam.no_mem_embed.view(1, -1, 1, 1)
         return FeatureMaps(finest=finest, embedding=embedding, high_res=high_res)
 
+    def embed_prompts(
+        self, coords: torch.Tensor, labels: torch.Tensor, prior_xyxy: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """SAM's sparse and dense embeddings of prompts.
+
+        coords `[P, T, 2]` in tile pixels with labels `[P, T]`: boxes stand as corner points, as SAM2ImagePredictor
+        passes them, which adds one padding token to every prompt.
+        prior_xyxy `[P, 4]`: a box that the object is thought to fill, given to SAM as its mask prompt; one without area
+        stands for none, None for none at all.
+        """
+        encoder = self.sam.sam_prompt_encoder
+        sparse, dense = encoder(points=(coords, labels), boxes=None, masks=None)
+        if prior_xyxy is not None:
+            cells = (torch.arange(encoder.mask_input_size[0], device=prior_xyxy.device) + 0.5) * MASK_STRIDE
+            across = (cells > prior_xyxy[:, 0:1]) & (cells < prior_xyxy[:, 2:3])
+            down = (cells > prior_xyxy[:, 1:2]) & (cells < prior_xyxy[:, 3:4])
+            filled = torch.where(down[:, None, :, None] & across[:, None, None, :], PRIOR_LOGIT, -PRIOR_LOGIT)
+            _, with_prior = encoder(points=None, boxes=None, masks=filled)
+            has_prior = (prior_xyxy[:, 2] > prior_xyxy[:, 0]).view(-1, 1, 1, 1)
+            dense = torch.where(has_prior, with_prior, dense)
+        return sparse, dense
+
     def all_masks(
         self,
         maps: FeatureMaps,
         rows: torch.Tensor,
         coords: torch.Tensor,
         labels: torch.Tensor,
+        prior_xyxy: torch.Tensor,
         *,
         canvas_offset: tuple[int, int],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """All four masks of each prompt (the single one first) and their predicted IoU, for training.
 
         rows `[P]`: the picture of each prompt. coords `[P, T, 2]` in pixels of the tile; labels `[P, T]`.
+        prior_xyxy `[P, 4]`: see `embed_prompts`.
         canvas_offset: cell (x, y) of the tile where the features begin; they may be smaller than a tile.
         Returns logits `[P, 4, h/4, w/4]` and `[P, 4]`.
         """
-        prompt_encoder = self.sam.sam_prompt_encoder
-        sparse, dense = prompt_encoder(points=(coords, labels), boxes=None, masks=None)
+        sparse, dense = self.embed_prompts(coords, labels, prior_xyxy)
         height, width = maps.embedding.shape[-2:]
         x, y = canvas_offset
         logits, iou, _, _ = self.sam.sam_mask_decoder.predict_masks(
             image_embeddings=maps.embedding[rows],
-            image_pe=prompt_encoder.get_dense_pe()[..., y : y + height, x : x + width],
+            image_pe=self.sam.sam_prompt_encoder.get_dense_pe()[..., y : y + height, x : x + width],
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense[..., :height, :width],
             repeat_image=False,
@@ -244,16 +272,19 @@ class Network:
     def decode(self, prompts: Sequence[TilePrompt], *, multimask: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Mask logits `[P, M, S/4, S/4]` and predicted IoU `[P, M]` of prompts with equally many tokens, float32.
 
-        M is 3 with `multimask`, else 1. The tiles may differ.
+        M is 3 with `multimask`, else 1. The tiles may differ, and some prompts may have a prior and others not.
         """
         device = self._placement.device
         tokens = [prompt.tokens() for prompt in prompts]
         coords = torch.from_numpy(np.stack([points for points, _ in tokens])).to(device)
         labels = torch.from_numpy(np.stack([kinds for _, kinds in tokens])).to(device)
+        priors = None
+        if any(prompt.prior_xyxy is not None for prompt in prompts):
+            rows = [np.zeros(4, np.float32) if prompt.prior_xyxy is None else prompt.prior_xyxy for prompt in prompts]
+            priors = torch.from_numpy(np.stack(rows)).to(device)
         sam = self._module.sam
         with torch.inference_mode(), self._autocast():
-            # SAM2ImagePredictor passes boxes as corner points too, which adds one padding token to every prompt
-            sparse, dense = sam.sam_prompt_encoder(points=(coords, labels), boxes=None, masks=None)
+            sparse, dense = self._module.embed_prompts(coords, labels, priors)
             logits, iou, _, _ = sam.sam_mask_decoder(
                 image_embeddings=torch.stack([prompt.features.embedding for prompt in prompts]),
                 image_pe=sam.sam_prompt_encoder.get_dense_pe(),

@@ -1,17 +1,19 @@
 """Where facings may be: the learned proposal head, and the point grid for checkpoints without one.
 
-Knows torch and geometry, neither sam2 nor photos: everything here is in the pixels of one tile.
+Knows tensors and geometry, neither sam2 nor photos: everything here is in the pixels of one tile.
 """
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
 from model.trunk import convolution
+from model.types import BoolArray, FloatArray
 
 STRIDE = 4  # pixels of the tile for each cell of the head's maps
 
@@ -71,6 +73,27 @@ def peaks(centre_logits: torch.Tensor, distances: torch.Tensor, *, limit: int) -
     top_scores, cells = scores.flatten(1).topk(min(limit, scores[0].numel()), dim=1)
     boxes = boxes_of_cells(distances).flatten(1, 2)
     return boxes.gather(1, cells[..., None].expand(-1, -1, 4)), top_scores
+
+
+def prior_box(
+    boxes_xyxy: FloatArray,
+    scores: FloatArray,
+    points_xy: FloatArray,
+    is_foreground: BoolArray,
+    box_xyxy: FloatArray | None,
+) -> FloatArray | None:
+    """What the proposals know of the object that a prompt names: a box `[4]`, or None.
+
+    An annotator's own box stands as it is. Points take the likeliest proposal that holds all the foreground points and
+    no background point.
+    """
+    if box_xyxy is not None:
+        return box_xyxy
+    inside = (points_xy[:, None] > boxes_xyxy[None, :, :2]) & (points_xy[:, None] < boxes_xyxy[None, :, 2:])
+    agrees = (inside.all(-1) == is_foreground[:, None]).all(0)
+    if not agrees.any():
+        return None
+    return np.asarray(boxes_xyxy[np.where(agrees, scores, -1.0).argmax()])
 
 
 def point_grid(points_per_side: int, size: int) -> torch.Tensor:

@@ -36,6 +36,9 @@ class ResidualBlock(nn.Module):
 class ConvTrunk(nn.Module):
     """RGB `[B, 3, S, S]` to four maps at strides 4, 8, 16 and 32, finest first.
 
+    The maps are divided by four: SAM 2's neck does not normalise, and features much larger than its decoder's first
+    weights drown the prompts, so that the decoder never learns to listen to them.
+
     channels: width of each stage, finest first.
     depths: residual blocks of each stage.
     """
@@ -61,7 +64,7 @@ class ConvTrunk(nn.Module):
         maps = []
         for stage in self.stages:
             x = stage(x)
-            maps.append(x)
+            maps.append(x / 4)
         return maps
 
 

@@ -187,7 +187,7 @@ def evaluate(
     Examples:
       facings evaluate --photos shelves/images --coco shelves/coco.json
       facings evaluate --photos shelves/images --coco shelves/coco.json --limit 10 --prompts
-      facings evaluate --photos shelves/images --coco shelves/coco.json --sweep --checkpoint runs/a/last.safetensors
+      facings evaluate --photos shelves/images --coco shelves/coco.json --sweep --checkpoint runs/first/facings-nano.safetensors
     """
     from scripts import evaluate as command
 
@@ -225,9 +225,10 @@ def train(
       facings train --out runs/first --preview shelves.png
     """
     if preview is not None:
-        from scripts.photos import draw_boxes, rendered_shelves
+        from model.training.shelves import load_textures
+        from model.training.shelves import preview as draw_preview
 
-        draw_boxes(*rendered_shelves(seed=seed, textures=textures), preview)
+        draw_preview(preview, textures=load_textures(textures) if textures else None, seed=seed)
         print(f"rendered shelves in {preview}")
         return
     from model.training.loop import TrainOptions

@@ -63,12 +63,12 @@ def demo(
             start_facings({"LABEL_STUDIO_URL": client.url}, port=port, log=data / "facings.log")
         )
         paths = _photos(photos, data / "photos")
-        with _step("Label Studio: starting" + (", a new data folder takes half a minute" if is_new else "")):
-            studio.wait_until(client.is_up, timeout_s=label_studio.START_TIMEOUT_S, what="answering")
-        with _step("Facings: loading its checkpoint"):
-            url = f"http://{LOOPBACK}:{port}"
-            facings.wait_until(lambda: is_ready(url), timeout_s=READY_TIMEOUT_S, what="ready to predict")
+        url = f"http://{LOOPBACK}:{port}"
         try:
+            with _step("Label Studio: starting" + (", a new data folder takes half a minute" if is_new else "")):
+                studio.wait_until(client.is_up, timeout_s=label_studio.START_TIMEOUT_S, what="answering")
+            with _step("Facings: loading its checkpoint"):
+                facings.wait_until(lambda: is_ready(url), timeout_s=READY_TIMEOUT_S, what="ready to predict")
             project = _project(client, SAMPLES_TITLE if photos is None else f"Shelf photos of {photos.resolve().name}")
             _upload(client, project, paths)
             _connect(client, project, url)
@@ -218,12 +218,15 @@ def _step(text: str) -> Iterator[None]:
 
 @contextmanager
 def _signals_as_interrupt() -> Iterator[None]:
-    """Makes a hang-up or a request to terminate end this process as Ctrl-C does: through all `with` blocks."""
+    """Makes a hang-up or a request to terminate end this process as Ctrl-C does: through all `with` blocks.
+
+    Ctrl-C itself is named too, because a shell's background jobs are started with it ignored.
+    """
 
     def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt
 
-    handled = (signal.SIGTERM, signal.SIGHUP)
+    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(number, interrupt) for number in handled]
     try:
         yield

@@ -72,19 +72,3 @@ def draw_boxes(photo: Photo, boxes_xyxy: npt.NDArray[np.float32], path: Path) ->
         canvas.rectangle(box.tolist(), outline=BOX_COLOUR, width=width)
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, quality=85)
-
-
-def rendered_shelves(*, seed: int, textures: Path | None, side_px: int = 512) -> tuple[Photo, npt.NDArray[np.float32]]:
-    """Six shelves of those that training renders, three by two in one photo, with their boxes."""
-    from model import Photo
-    from model.training.shelves import load_textures, render_shelf
-
-    loaded = load_textures(textures) if textures is not None else None
-    canvas = np.zeros((2 * side_px, 3 * side_px, 3), np.uint8)
-    boxes = []
-    for i in range(6):
-        y, x = (side_px * cell for cell in divmod(i, 3))
-        shelf = render_shelf(seed + i, (side_px, side_px), textures=loaded)
-        canvas[y : y + side_px, x : x + side_px] = shelf.photo_rgb
-        boxes.append(shelf.boxes_xyxy + np.array([x, y, x, y], np.float32))
-    return Photo(pixels=canvas), np.concatenate(boxes)

@@ -705,7 +705,7 @@ def address() -> Iterator[tuple[str, int]]:
     """Host and port of the app under gunicorn, with a fake engine."""
     port = free_port()
     command = [sys.executable, "-c", textwrap.dedent(SERVER), str(port)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)  # noqa: S603
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
         give_up = time.monotonic() + 300
         while True:

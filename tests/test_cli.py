@@ -59,7 +59,7 @@ def test_help_loads_nothing_heavy() -> None:
         "print(*({'torch', 'numpy', 'flask', 'model', 'backend', 'sam2'} & set(sys.modules)))"
     )
     command = [sys.executable, "-c", code, *COMMANDS]
-    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S603
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == ""
 
 

@@ -28,7 +28,7 @@ def running_demo(*options: str | Path | int) -> Iterator[tuple[subprocess.Popen[
     """The demo in a process of its own, and what it prints when everything stands."""
     command = [sys.executable, "-m", "scripts.cli", "demo", *map(str, options)]
     environ = os.environ | {"CHECKPOINT": "facings-nano", "DEVICE": "cpu"}
-    process = subprocess.Popen(  # noqa: S603
+    process = subprocess.Popen(
         command,
         cwd=ROOT,
         env=environ,
@@ -70,7 +70,7 @@ def test_the_demo_stands_with_boxed_photos_until_interrupted_and_a_second_run_fi
             tasks = Client(url, ACCOUNT.token).tasks(int(project))
             found.append([(task["id"], len(task["predictions"])) for task in tasks])
             process.send_signal(stop)
-            assert process.wait() == 0, process.stderr.read()
+            assert process.wait(timeout=60) == 0, process.stderr.read()
         assert not any(map(port_in_use, ports))
 
     assert [predictions for _, predictions in found[0]] == [1, 1]
@@ -86,7 +86,7 @@ def test_a_port_in_use_ends_the_demo_with_one_line(option: str, variable: str, t
         others = {"--port": free_port(), "--label-studio-port": free_port(), option: port}
         options = [str(part) for pair in others.items() for part in pair]
 
-        ended = subprocess.run(  # noqa: S603
+        ended = subprocess.run(
             [sys.executable, "-m", "scripts.cli", "demo", "--data", tmp_path, *options],
             cwd=ROOT,
             capture_output=True,

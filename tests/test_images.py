@@ -858,7 +858,7 @@ def certificate(tmp_path: Path) -> Path:
     if openssl is None:
         pytest.skip("openssl is not on PATH: install it to make a certificate for this test")
     file = tmp_path / "server.pem"
-    subprocess.run(  # noqa: S603
+    subprocess.run(
         [
             openssl,
             "req",

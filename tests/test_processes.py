@@ -53,7 +53,7 @@ time.sleep(600)
 """
     root = Path(__file__).parents[1]
     command = [sys.executable, "-c", program]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root) as parent:  # noqa: S603
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root) as parent:
         server = psutil.Process(int(parent.stdout.readline()))
         parent.kill()
 

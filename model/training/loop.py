@@ -51,10 +51,10 @@ class TrainOptions:
     seed: int = 0
     device: str = "cpu"
     batch_size: int = 8
-    prompts_per_picture: int = 4
+    prompts_per_picture: int = 3
     picture_px: int = 512
     learning_rate: float = 2e-3
-    workers: int = 1
+    workers: int = 2
     resume: bool = False
     report_every: int = 50
     save_every_s: float = 120.0
@@ -142,6 +142,7 @@ def losses_of(module: FacingsModule, batch: Batch, *, canvas_offset: tuple[int, 
         rows,
         batch["prompt_coords"].flatten(0, 1) + shift,
         batch["prompt_labels"].flatten(0, 1),
+        shifted(batch["prompt_prior_xyxy"].flatten(0, 1), shift),
         canvas_offset=canvas_offset,
     )
     logits, predicted_iou = logits.float(), predicted_iou.float()
@@ -164,26 +165,24 @@ def to_input(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
     return ((batch - mean) / deviation).contiguous(memory_format=torch.channels_last)
 
 
-def parameter_groups(module: FacingsModule) -> list[dict[str, Any]]:
-    """Parameters by weight decay (matrices only) and by their share of the learning rate.
-
-    At the convolutions' rate the decoder's attention collapsed: its answers no longer depended on the prompt.
-    """
-    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
-    for name, parameter in module.named_parameters():
-        share = 0.2 if name.startswith(("sam.sam_mask_decoder", "sam.sam_prompt_encoder")) else 1.0
-        groups.setdefault((share, 0.02 if parameter.ndim > 1 else 0.0), []).append(parameter)
-    return [{"params": group, "share": share, "weight_decay": decay} for (share, decay), group in groups.items()]
+def shifted(prior_xyxy: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """Boxes `[P, 4]` moved by `shift` (x, y); those without area, which stand for none, stay."""
+    moved = prior_xyxy + shift.repeat(2)
+    return torch.where(prior_xyxy[:, 2:3] > prior_xyxy[:, 0:1], moved, prior_xyxy)
 
 
-def spread_position_frequencies(module: FacingsModule) -> None:
-    """Gives the random Fourier features of SAM's position encoding frequencies from 1 to 16 instead of 1 alone.
+def initialise_decoder(module: FacingsModule) -> None:
+    """Two starting values of SAM's decoder that suit small objects and a short training.
 
-    A facing takes up about 4 % of a tile's side; with sam2's own scale, made for objects of any size, a click's position
-    differed too little from its neighbours' for the small decoder to learn from.
+    Position encoding: frequencies from 1 to 16 instead of 1 alone. A facing takes up about 4 % of a tile's side; with
+    sam2's own scale, made for objects of any size, a click's position hardly differs from its neighbours'.
+    High-resolution features: a tenth of sam2's starting weights, so that at first the prompt decides.
     """
     matrix = module.sam.sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
     matrix.mul_(torch.logspace(0, 4, matrix.shape[1], base=2.0, device=matrix.device))
+    with torch.no_grad():
+        for convolution in (module.sam.sam_mask_decoder.conv_s0, module.sam.sam_mask_decoder.conv_s1):
+            convolution.weight.mul_(0.1)
 
 
 WEIGHTS_OF_LOSSES = {"centre": 1.0, "box": 2.0, "mask": 1.0, "iou": 0.5}
@@ -197,10 +196,14 @@ def train(options: TrainOptions, report: Callable[[dict[str, float]], None]) -> 
     options.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
     module = build_module(BUNDLED_CONFIG).to(options.device).to(memory_format=torch.channels_last)
-    spread_position_frequencies(module)
+    initialise_decoder(module)
     moving_average = get_ema_multi_avg_fn(0.998)  # type: ignore[no-untyped-call]
     average = AveragedModel(module, multi_avg_fn=moving_average, use_buffers=True)
-    optimizer = torch.optim.AdamW(parameter_groups(module), lr=options.learning_rate)
+    groups = [
+        {"params": [p for p in module.parameters() if p.ndim > 1], "weight_decay": 0.02},
+        {"params": [p for p in module.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=options.learning_rate)
     step, elapsed_s = 0, 0.0
     last = options.out / "last.pt"
     if options.resume and last.exists():
@@ -244,7 +247,7 @@ def train(options: TrainOptions, report: Callable[[dict[str, float]], None]) -> 
         cosine = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
         rate = options.learning_rate * min(1.0, (step + 1) / 200) * cosine
         for group in optimizer.param_groups:
-            group["lr"] = rate * group["share"]
+            group["lr"] = rate
         offset = (int(rng.integers(room + 1)), int(rng.integers(room + 1)))
         with torch.autocast(torch.device(options.device).type, torch.bfloat16):
             losses = losses_of(module, batch, canvas_offset=offset)

@@ -59,12 +59,14 @@ class PromptTargets:
 
     coords: float32 `[P, T, 2]` pixels.
     labels: int32 `[P, T]`: 1 foreground, 0 background, 2 and 3 box corners, -1 none.
+    prior_xyxy: float32 `[P, 4]`, what is known of the box before: the prompt's own or a proposal's; zeros for nothing.
     masks: float32 `[P, h, w]` share of each mask cell that the object covers. boxes_xyxy: float32 `[P, 4]`.
     is_click: bool `[P]`, True where the prompt is one point alone.
     """
 
     coords: FloatArray
     labels: npt.NDArray[np.int32]
+    prior_xyxy: FloatArray
     masks: FloatArray
     boxes_xyxy: FloatArray
     is_click: BoolArray
@@ -82,6 +84,7 @@ def prompt_targets(
     chosen = rng.permutation(len(boxes_xyxy))[:count]
     coords = np.zeros((len(chosen), MAX_PROMPT_TOKENS, 2), np.float32)
     labels = np.full((len(chosen), MAX_PROMPT_TOKENS), -1, np.int32)
+    prior = np.zeros((len(chosen), 4), np.float32)
     masks = np.zeros((len(chosen), height // MASK_STRIDE, width // MASK_STRIDE), np.float32)
     for row, index in enumerate(chosen):
         box = boxes_xyxy[index]
@@ -90,10 +93,11 @@ def prompt_targets(
         masks[row] = covered.mean((1, 3), dtype=np.float32)
         kind = rng.choice(["click", "box", "box and click", "points"], p=[0.45, 0.3, 0.1, 0.15])
         tokens: list[tuple[FloatArray, int]] = []
+        rough = box + (rng.uniform(-0.2, 0.2, 4) * np.tile(box[2:] - box[:2], 2) * rng.uniform(0.2, 1.0))
         if kind in ("box", "box and click"):
-            side = np.tile(box[2:] - box[:2], 2)
-            rough = box + rng.uniform(-0.2, 0.2, 4).astype(np.float32) * side * rng.uniform(0.2, 1.0)
             tokens += [(rough[:2], 2), (rough[2:], 3)]
+        if kind in ("box", "box and click") or rng.random() < 0.7:
+            prior[row] = rough
         if kind != "box":
             tokens.append((_point_inside(visible, box, rng, central=rng.random() < 0.7), 1))
         if kind == "points":
@@ -108,6 +112,7 @@ def prompt_targets(
     return PromptTargets(
         coords=coords,
         labels=labels,
+        prior_xyxy=prior,
         masks=masks,
         boxes_xyxy=boxes_xyxy[chosen],
         is_click=(labels[:, 0] == 1) & (labels[:, 1] == -1),
