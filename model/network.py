@@ -158,11 +158,12 @@ class FacingsModule(nn.Module):
         sparse, dense = self.embed_prompts(coords, labels, prior_xyxy)
         height, width = maps.embedding.shape[-2:]
         x, y = canvas_offset
+        here = (..., slice(y, y + height), slice(x, x + width))
         logits, iou, _, _ = self.sam.sam_mask_decoder.predict_masks(
             image_embeddings=maps.embedding[rows],
-            image_pe=self.sam.sam_prompt_encoder.get_dense_pe()[..., y : y + height, x : x + width],
+            image_pe=self.sam.sam_prompt_encoder.get_dense_pe()[here],
             sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense[..., :height, :width],
+            dense_prompt_embeddings=dense[here],
             repeat_image=False,
             high_res_features=[level[rows] for level in maps.high_res],
         )

@@ -187,7 +187,7 @@ def evaluate(
     Examples:
       facings evaluate --photos shelves/images --coco shelves/coco.json
       facings evaluate --photos shelves/images --coco shelves/coco.json --limit 10 --prompts
-      facings evaluate --photos shelves/images --coco shelves/coco.json --sweep --checkpoint runs/first/facings-nano.safetensors
+      facings evaluate --photos shelves/images --coco coco.json --sweep --checkpoint runs/a/facings-nano.safetensors
     """
     from scripts import evaluate as command
 

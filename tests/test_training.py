@@ -10,7 +10,7 @@ import torch
 
 from model.checkpoints import find_checkpoint
 from model.device import Placement
-from model.network import Network
+from model.network import Network, build_module
 from model.proposer import boxes_of_cells
 from model.training.loop import RenderedShelves, TrainOptions, mirrored, relit, train
 from model.training.losses import box_iou_and_giou, box_loss, centre_loss, mask_losses, window_weights
@@ -62,14 +62,16 @@ def test_distances_of_a_cell_are_edges_around_its_centre() -> None:
 
 def test_prompts_point_at_what_they_name() -> None:
     shelf = render_shelf(5, (256, 256), facing_px=40)
-    targets = prompt_targets(shelf.boxes_xyxy, shelf.instance_ids, 200, np.random.default_rng(0))
+    rng = np.random.default_rng(0)
     kinds = set()
-    for coords, labels, box in zip(targets.coords, targets.labels, targets.boxes_xyxy, strict=True):
-        number = 1 + int((shelf.boxes_xyxy == box).all(1).argmax())
-        for (x, y), label in zip(coords, labels, strict=True):
-            kinds.add(int(label))
-            if label in (0, 1):
-                assert (shelf.instance_ids[int(y), int(x)] == number) == (label == 1)
+    for _ in range(12):
+        targets = prompt_targets(shelf.boxes_xyxy, shelf.instance_ids, 50, rng)
+        for coords, labels, box in zip(targets.coords, targets.labels, targets.boxes_xyxy, strict=True):
+            number = 1 + int((shelf.boxes_xyxy == box).all(1).argmax())
+            for (x, y), label in zip(coords, labels, strict=True):
+                kinds.add(int(label))
+                if label in (0, 1):
+                    assert (shelf.instance_ids[int(y), int(x)] == number) == (label == 1)
     assert kinds == {-1, 0, 1, 2, 3}
     assert targets.masks.max() == 1
     assert targets.is_click.any()
@@ -144,3 +146,28 @@ def test_the_loss_falls_a_killed_run_goes_on_and_the_weights_load(tmp_path: Path
     assert checkpoint.config == "facings-nano"
     cpu = Placement(device=torch.device("cpu"), autocast=None, encode_batch=1, reason="test")
     assert Network(checkpoint, cpu).has_proposals
+
+
+def test_a_small_picture_stands_at_its_place_of_the_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prior box lies where the picture lies: moving both over the tile changes positions, not what is inside."""
+    module = build_module("facings-nano").eval()
+    seen: list[torch.Tensor] = []
+    decoder = module.sam.sam_mask_decoder
+    predict = decoder.predict_masks
+    monkeypatch.setattr(
+        decoder, "predict_masks", lambda **inputs: seen.append(inputs["dense_prompt_embeddings"]) or predict(**inputs)
+    )
+    with torch.no_grad():
+        maps = module.features(torch.zeros(1, 3, 128, 128))
+        for x, y in ((0, 0), (3, 5)):
+            shift = torch.tensor([16.0 * x, 16.0 * y])
+            module.all_masks(
+                maps,
+                torch.zeros(1, dtype=torch.long),
+                torch.tensor([[[50.0, 60.0]]]) + shift,
+                torch.ones(1, 1, dtype=torch.int32),
+                torch.tensor([[32.0, 32.0, 80.0, 96.0]]) + shift.repeat(2),
+                canvas_offset=(x, y),
+            )
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0][0, :, 3, 3], seen[0][0, :, 0, 0])
