@@ -114,8 +114,9 @@ def test_the_shipped_textures_load_when_they_are_there() -> None:
     assert len(textures.cutouts) > 50
 
 
-def test_the_preview_is_a_page_of_samples(tmp_path: Path) -> None:
-    preview(tmp_path / "page.png", seed=1)
-    page = cv2.imread(str(tmp_path / "page.png"))
+def test_the_preview_is_a_page_of_samples_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "not" / "there" / "page.png"
+    preview(path, seed=1)
+    page = cv2.imread(str(path))
     assert page is not None
     assert page.shape == (1536, 2048, 3)
