@@ -12,9 +12,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from model.boxes import iou_matrix
 from model.trunk import convolution
 from model.types import BoolArray, FloatArray
 
+LEAST_OVERLAP = 0.3  # IoU of a proposal with the annotator's box that it may stand for
 STRIDE = 4  # pixels of the tile for each cell of the head's maps
 
 
@@ -84,16 +86,19 @@ def prior_box(
 ) -> FloatArray | None:
     """What the proposals know of the object that a prompt names: a box `[4]`, or None.
 
-    An annotator's own box stands as it is. Points take the likeliest proposal that holds all the foreground points and
-    no background point.
+    An annotator's box alone stands as it is. Points take the likeliest proposal that holds all the foreground points
+    and no background point; with a box around them, it has to overlap that box, and the box stands where none does.
     """
-    if box_xyxy is not None:
+    if box_xyxy is not None and not len(points_xy):
         return box_xyxy
     inside = (points_xy[:, None] > boxes_xyxy[None, :, :2]) & (points_xy[:, None] < boxes_xyxy[None, :, 2:])
-    agrees = (inside.all(-1) == is_foreground[:, None]).all(0)
-    if not agrees.any():
-        return None
-    return np.asarray(boxes_xyxy[np.where(agrees, scores, -1.0).argmax()])
+    likelihood = np.where((inside.all(-1) == is_foreground[:, None]).all(0), scores, 0.0)
+    if box_xyxy is not None:
+        overlap = iou_matrix(boxes_xyxy, box_xyxy[None])[:, 0]
+        likelihood = likelihood * np.where(overlap > LEAST_OVERLAP, overlap, 0.0)
+    if not likelihood.any():
+        return box_xyxy
+    return np.asarray(boxes_xyxy[likelihood.argmax()])
 
 
 def point_grid(points_per_side: int, size: int) -> torch.Tensor:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from model.training.shelves import Shelf
 
 PICTURES = ROOT / "docs" / "pictures"
-PHOTO_SEED = 15
+PHOTO_SEED = 17
 PHOTO_SIZE_WH = (1600, 1200)
 WINDOW_SIZE_WH = (1600, 1000)
 COLOURS = 128  # of a picture's palette; keeps it small
