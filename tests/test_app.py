@@ -500,9 +500,10 @@ def test_health_is_up_while_weights_load_and_never_when_they_failed(state: Any, 
 
 
 @pytest.mark.parametrize("state", ["loading", "ready"])
-def test_health_and_setup_answer_within_50_ms_while_requests_wait_for_the_engine(state: Any) -> None:
+def test_health_and_setup_answer_while_requests_wait_for_the_engine(state: Any) -> None:
+    """The engine answers nothing until both have: whoever waited for it would wait for ever."""
     release = threading.Event()
-    engine = FakeEngine(on_call=lambda: release.wait(10) and None)
+    engine = FakeEngine(on_call=lambda: release.wait(60) and None)
     app = new_app(engine)
     client = app.test_client()
     client.post("/setup", json=setup_body())
@@ -511,16 +512,13 @@ def test_health_and_setup_answer_within_50_ms_while_requests_wait_for_the_engine
         while not engine.calls:
             time.sleep(0.005)
         engine.state = state
-        seconds = []
         for _ in range(20):
-            started = time.monotonic()
             assert client.get("/health").status_code == 200
             assert client.post("/setup", json=setup_body()).status_code == 200
-            seconds.append((time.monotonic() - started) / 2)
+        assert not any(request.done() for request in busy)
         engine.state = "ready"
         release.set()
         assert all(len(request.result()) == 3 for request in busy)
-    assert sorted(seconds)[len(seconds) // 2] < 0.05
 
 
 # -- who may ask ------------------------------------------------------------------------------------------------------

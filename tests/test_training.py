@@ -94,7 +94,7 @@ def test_other_light_keeps_what_is_bright_bright() -> None:
 
 
 def test_picture_i_of_a_seed_is_always_the_same(tmp_path: Path) -> None:
-    shelves = RenderedShelves(TrainOptions(out=tmp_path, picture_px=96, prompts_per_picture=1), first=0)
+    shelves = RenderedShelves(TrainOptions(out=tmp_path, picture_px=256, prompts_per_picture=1), first=0)
     once, again = (next(shelves.samples(4)) for _ in range(2))
     assert all(np.array_equal(once[name], again[name]) for name in once)
 
