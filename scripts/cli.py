@@ -201,7 +201,7 @@ def evaluate(
 
 @app.command()
 def train(
-    out: Annotated[Path, typer.Option(help="Folder of the run.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/nano"),
     minutes: Annotated[float, typer.Option(min=0, help="Length of the run; the learning rate follows it.")] = 60.0,
     textures: Annotated[
         Path | None, typer.Option(help="Folder of product photos to put on some of the faces.", show_default=False)
@@ -222,7 +222,7 @@ def train(
     Examples:
       facings train --out runs/first --minutes 60
       facings train --out runs/first --minutes 60 --resume
-      facings train --out runs/first --preview shelves.png
+      facings train --preview shelves.png
     """
     if preview is not None:
         from model.training.shelves import load_textures
