@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -102,21 +103,6 @@ def test_picture_i_of_a_seed_is_always_the_same(tmp_path: Path) -> None:
 def test_the_loss_falls_a_killed_run_goes_on_and_the_weights_load(tmp_path: Path) -> None:
     reports: list[dict[str, float]] = []
 
-    def run(minutes: float, *, resume: bool) -> Path:
-        options = TrainOptions(
-            out=tmp_path,
-            minutes=minutes,
-            batch_size=2,
-            prompts_per_picture=1,
-            picture_px=96,
-            workers=0,
-            report_every=4,
-            learning_rate=4e-3,
-            save_every_s=0.0,
-            resume=resume,
-        )
-        return train(options, reports.append)
-
     class Killed(Exception):
         pass
 
@@ -133,12 +119,13 @@ def test_the_loss_falls_a_killed_run_goes_on_and_the_weights_load(tmp_path: Path
         picture_px=96,
         workers=0,
         report_every=4,
+        learning_rate=4e-3,
         save_every_s=0.0,
     )
     with pytest.raises(Killed):
         train(options, kill)
     steps_before = reports[-1]["step"]
-    path = run(0.4, resume=True)
+    path = train(replace(options, resume=True), reports.append)
     assert reports[3]["step"] == steps_before  # the step whose report killed the run was not saved, the one before was
     first, last = (sum(report[name] for name in ("centre", "box", "mask")) for report in (reports[0], reports[-1]))
     assert last < first
