@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 BUNDLED = "facings-nano"
 BUNDLED_CONFIG = "facings-nano"
-_BUNDLED_WEIGHTS = Path(__file__).parent / "weights" / "facings-nano.safetensors"
+BUNDLED_WEIGHTS = Path(__file__).parent / "weights" / "facings-nano.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ def find_checkpoint(requested: str, *, config: str | None, has_gpu: bool) -> Che
             )
             requested = BUNDLED
     if requested == BUNDLED:
-        return _at(_BUNDLED_WEIGHTS, name=BUNDLED, config=BUNDLED_CONFIG)
+        return _at(BUNDLED_WEIGHTS, name=BUNDLED, config=BUNDLED_CONFIG)
     if requested in OFFICIAL:
         return _download(requested)
     return _from_path(requested, config)

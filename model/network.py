@@ -117,26 +117,35 @@ class FacingsModule(nn.Module):
         return FeatureMaps(finest=finest, embedding=embedding, high_res=high_res)
 
     def embed_prompts(
-        self, coords: torch.Tensor, labels: torch.Tensor, prior_xyxy: torch.Tensor | None
+        self,
+        coords: torch.Tensor,
+        labels: torch.Tensor,
+        mask_logits: torch.Tensor | None,
+        has_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """SAM's sparse and dense embeddings of prompts.
 
         coords `[P, T, 2]` in tile pixels with labels `[P, T]`: boxes stand as corner points, as SAM2ImagePredictor
         passes them, which adds one padding token to every prompt.
-        prior_xyxy `[P, 4]`: a box that the object is thought to fill, given to SAM as its mask prompt; one without area
-        stands for none, None for none at all.
+        mask_logits `[P, 1, S/4, S/4]`: SAM's mask prompts, or None for none at all; has_mask `[P]`: which prompts have
+        one (None: all).
         """
         encoder = self.sam.sam_prompt_encoder
         sparse, dense = encoder(points=(coords, labels), boxes=None, masks=None)
-        if prior_xyxy is not None:
-            cells = (torch.arange(encoder.mask_input_size[0], device=prior_xyxy.device) + 0.5) * MASK_STRIDE
-            across = (cells > prior_xyxy[:, 0:1]) & (cells < prior_xyxy[:, 2:3])
-            down = (cells > prior_xyxy[:, 1:2]) & (cells < prior_xyxy[:, 3:4])
-            filled = torch.where(down[:, None, :, None] & across[:, None, None, :], PRIOR_LOGIT, -PRIOR_LOGIT)
-            _, with_prior = encoder(points=None, boxes=None, masks=filled)
-            has_prior = (prior_xyxy[:, 2] > prior_xyxy[:, 0]).view(-1, 1, 1, 1)
-            dense = torch.where(has_prior, with_prior, dense)
+        if mask_logits is not None:
+            _, with_mask = encoder(points=None, boxes=None, masks=mask_logits)
+            dense = with_mask if has_mask is None else torch.where(has_mask.view(-1, 1, 1, 1), with_mask, dense)
         return sparse, dense
+
+    def prior_masks(self, prior_xyxy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Boxes `[P, 4]` that objects are thought to fill, as mask prompts `[P, 1, S/4, S/4]`, and which of them have
+        an area `[P]`: one without stands for none."""
+        side = self.sam.sam_prompt_encoder.mask_input_size[0]
+        cells = (torch.arange(side, device=prior_xyxy.device) + 0.5) * MASK_STRIDE
+        across = (cells > prior_xyxy[:, 0:1]) & (cells < prior_xyxy[:, 2:3])
+        down = (cells > prior_xyxy[:, 1:2]) & (cells < prior_xyxy[:, 3:4])
+        filled = torch.where(down[:, None, :, None] & across[:, None, None, :], PRIOR_LOGIT, -PRIOR_LOGIT)
+        return filled, prior_xyxy[:, 2] > prior_xyxy[:, 0]
 
     def all_masks(
         self,
@@ -144,18 +153,19 @@ class FacingsModule(nn.Module):
         rows: torch.Tensor,
         coords: torch.Tensor,
         labels: torch.Tensor,
-        prior_xyxy: torch.Tensor,
+        mask_logits: torch.Tensor,
+        has_mask: torch.Tensor | None,
         *,
         canvas_offset: tuple[int, int],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """All four masks of each prompt (the single one first) and their predicted IoU, for training.
 
         rows `[P]`: the picture of each prompt. coords `[P, T, 2]` in pixels of the tile; labels `[P, T]`.
-        prior_xyxy `[P, 4]`: see `embed_prompts`.
+        mask_logits, has_mask: see `embed_prompts`.
         canvas_offset: cell (x, y) of the tile where the features begin; they may be smaller than a tile.
         Returns logits `[P, 4, h/4, w/4]` and `[P, 4]`.
         """
-        sparse, dense = self.embed_prompts(coords, labels, prior_xyxy)
+        sparse, dense = self.embed_prompts(coords, labels, mask_logits, has_mask)
         height, width = maps.embedding.shape[-2:]
         x, y = canvas_offset
         here = (..., slice(y, y + height), slice(x, x + width))
@@ -279,13 +289,13 @@ class Network:
         tokens = [prompt.tokens() for prompt in prompts]
         coords = torch.from_numpy(np.stack([points for points, _ in tokens])).to(device)
         labels = torch.from_numpy(np.stack([kinds for _, kinds in tokens])).to(device)
-        priors = None
+        priors: tuple[torch.Tensor, torch.Tensor] | tuple[None] = (None,)
         if any(prompt.prior_xyxy is not None for prompt in prompts):
             rows = [np.zeros(4, np.float32) if prompt.prior_xyxy is None else prompt.prior_xyxy for prompt in prompts]
-            priors = torch.from_numpy(np.stack(rows)).to(device)
+            priors = self._module.prior_masks(torch.from_numpy(np.stack(rows)).to(device))
         sam = self._module.sam
         with torch.inference_mode(), self._autocast():
-            sparse, dense = self._module.embed_prompts(coords, labels, priors)
+            sparse, dense = self._module.embed_prompts(coords, labels, *priors)
             logits, iou, _, _ = sam.sam_mask_decoder(
                 image_embeddings=torch.stack([prompt.features.embedding for prompt in prompts]),
                 image_pe=sam.sam_prompt_encoder.get_dense_pe(),

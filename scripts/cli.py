@@ -168,7 +168,9 @@ def preannotate(
 @app.command()
 def evaluate(
     photos: PhotosOption,
-    coco: Annotated[Path, typer.Option(help="COCO file with the known boxes of those photos.", show_default=False)],
+    coco: Annotated[
+        Path, typer.Option(help="Their known boxes: a COCO file or a Label Studio JSON export.", show_default=False)
+    ],
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first photos of the file.", show_default=False)
     ] = None,
@@ -190,8 +192,9 @@ def evaluate(
       facings evaluate --photos shelves/images --coco coco.json --sweep --checkpoint runs/a/facings-nano.safetensors
     """
     from scripts import evaluate as command
+    from scripts.labels import read_truth
 
-    truths = command.read_truth(coco, photos, limit=limit)
+    truths = read_truth(coco, photos, limit=limit)
     with _open_engine(_engine_options(checkpoint, device)) as engine:
         evaluation = command.evaluate(
             engine, photos, truths, score_threshold=score_threshold, prompts=prompts, sweep=sweep
@@ -203,6 +206,23 @@ def evaluate(
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/nano"),
     minutes: Annotated[float, typer.Option(min=0, help="Length of the run; the learning rate follows it.")] = 60.0,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also learn from photos with known boxes: a COCO file or a Label Studio JSON export.",
+            show_default=False,
+        ),
+    ] = None,
+    photos: Annotated[Path | None, typer.Option(help="Folder of the photos of --labels.", show_default=False)] = None,
+    start_from: Annotated[
+        Path | None,
+        typer.Option("--from", help="Weights to begin with; by default the bundled ones with --labels, else none."),
+    ] = None,
+    dev: Annotated[
+        Path | None,
+        typer.Option(help="Measure on these known boxes meanwhile, and calibrate the threshold.", show_default=False),
+    ] = None,
+    dev_photos: Annotated[Path | None, typer.Option(help="Folder of the photos of --dev.", show_default=False)] = None,
     textures: Annotated[
         Path | None, typer.Option(help="Folder of product photos to put on some of the faces.", show_default=False)
     ] = None,
@@ -211,17 +231,24 @@ def train(
         typer.Option(help="Only draw rendered shelves with their boxes into this picture.", show_default=False),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="Highest one; 2e-3 for new weights, 5e-4 for weights to begin with.", show_default=False),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the rendered shelves and the first weights.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
 ) -> None:
-    """Train facings-nano on rendered shelves.
+    """Train facings-nano on rendered shelves, or fine-tune it on your own labels.
 
-    The run's folder gets its log, all that is needed to go on after an interruption, and at the end the checkpoint.
+    The run's folder gets its log, all that is needed to go on after an interruption, and at the end the checkpoint,
+    which CHECKPOINT takes.
 
     \b
     Examples:
       facings train --out runs/first --minutes 60
       facings train --out runs/first --minutes 60 --resume
+      facings train --out runs/own --minutes 30 --labels export.json --photos shelves
+      facings train --out runs/own --labels a.json --photos shelves --dev b.json --dev-photos shelves
       facings train --preview shelves.png
     """
     if preview is not None:
@@ -231,12 +258,29 @@ def train(
         draw_preview(preview, textures=load_textures(textures) if textures else None, seed=seed)
         print(f"rendered shelves in {preview}")
         return
+    for labelled, folder, name in ((labels, photos, "photos"), (dev, dev_photos, "dev-photos")):
+        if labelled is not None and folder is None:
+            raise CommandError(f"{str(labelled)!r}: expected the folder of its photos in --{name}")
+    from model.checkpoints import BUNDLED_WEIGHTS
     from model.training.loop import TrainOptions
-    from model.training.loop import train as train_network
+    from scripts import train as command
+    from scripts.labels import read_truth
 
-    options = TrainOptions(out=out, minutes=minutes, textures=textures, seed=seed, device=device, resume=resume)
-    path = train_network(options, lambda line: print(*(f"{name} {value:.4g}" for name, value in line.items())))
-    print(f"checkpoint in {path}")
+    if labels is not None and start_from is None:
+        start_from = BUNDLED_WEIGHTS
+    options = TrainOptions(
+        out=out,
+        minutes=minutes,
+        start_from=start_from,
+        textures=textures,
+        labelled=command.labelled_photos(read_truth(labels, photos), photos) if labels and photos else None,
+        seed=seed,
+        device=device,
+        learning_rate=learning_rate or (2e-3 if start_from is None else 5e-4),
+        resume=resume,
+    )
+    score = command.scorer(read_truth(dev, dev_photos), dev_photos, device) if dev and dev_photos else None
+    print(f"checkpoint in {command.train(options, score)}")
 
 
 @app.command()

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scripts.console import CommandError, track
+from scripts.labels import Truth
 
 if TYPE_CHECKING:
     from model import Detections, Engine, Photo
@@ -35,20 +36,6 @@ JITTER = 0.15  # of a box's size, for each of its edges
 SWEEP = np.round(np.arange(0.05, 0.905, 0.05), 2)
 
 FALSE, IGNORED = -1, -2
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Truth:
-    """The known boxes of one photo.
-
-    boxes_xyxy: `[T, 4]`. crowds_xyxy: `[C, 4]`, areas (COCO's iscrowd) where detections count neither for nor against.
-    """
-
-    image_id: int
-    file_name: str
-    size_wh: tuple[int, int]
-    boxes_xyxy: FloatArray
-    crowds_xyxy: FloatArray
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,45 +95,6 @@ class Evaluation:
     seconds_per_photo: float
     prompts: PromptQuality | None
     sweep: tuple[Corrections, ...]
-
-
-def read_truth(coco_file: Path, photos_dir: Path, *, limit: int | None = None) -> list[Truth]:
-    """The first `limit` photos of a COCO file (all when None), whatever their categories: a facing is a facing.
-
-    Raises CommandError when it is no such file, or a photo is not in its folder.
-    """
-    truths = _parse_truth(coco_file)[:limit]
-    missing = [truth.file_name for truth in truths if not (photos_dir / truth.file_name).is_file()]
-    if not truths or missing:
-        culprit = f"{missing[0]!r} and {len(missing) - 1} more are missing" if missing else "the file names none"
-        raise CommandError(f"{str(photos_dir)!r}: expected the photos of {str(coco_file)!r}, but {culprit}")
-    return truths
-
-
-def _parse_truth(coco_file: Path) -> list[Truth]:
-    try:
-        coco = json.loads(coco_file.read_text())
-        boxes: dict[int, list[list[float]]] = {image["id"]: [] for image in coco["images"]}
-        crowds: dict[int, list[list[float]]] = {image["id"]: [] for image in coco["images"]}
-        for annotation in coco["annotations"]:
-            (crowds if annotation.get("iscrowd") else boxes)[annotation["image_id"]].append(annotation["bbox"])
-        return [
-            Truth(
-                image_id=image["id"],
-                file_name=image["file_name"],
-                size_wh=(image["width"], image["height"]),
-                boxes_xyxy=_xyxy(boxes[image["id"]]),
-                crowds_xyxy=_xyxy(crowds[image["id"]]),
-            )
-            for image in coco["images"]
-        ]
-    except (ValueError, KeyError, TypeError) as error:  # JSONDecodeError is a ValueError
-        raise CommandError(f"{str(coco_file)!r}: expected COCO with images and annotations, got {error!r}") from error
-
-
-def _xyxy(boxes_xywh: Sequence[Sequence[float]]) -> FloatArray:
-    boxes = np.array(boxes_xywh, np.float64).reshape(-1, 4)
-    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
 
 def _xywh(boxes_xyxy: npt.NDArray[Any]) -> FloatArray:

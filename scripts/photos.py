@@ -54,6 +54,13 @@ def read_ahead(paths: Iterable[Path]) -> Iterator[tuple[Path, Photo | Exception]
             yield path, photo.result()
 
 
+def read_pixels(path: Path) -> npt.NDArray[np.uint8]:
+    """The photo's pixels, uint8 `[H, W, 3]`. Raises what hinders it."""
+    max_pixels = Settings.from_env(os.environ).max_photo_pixels
+    raise_pillow_limit(max_pixels)
+    return decode_photo(path.read_bytes(), shown=path.name, content_type="", max_pixels=max_pixels).pixels
+
+
 def _read(path: Path, max_pixels: int) -> Photo | Exception:
     try:
         return decode_photo(path.read_bytes(), shown=path.name, content_type="", max_pixels=max_pixels)

@@ -12,12 +12,13 @@ from PIL import Image
 from model.types import Detections, Photo, Prompt
 from scripts import evaluate as command
 from scripts.console import CommandError
+from scripts.labels import Truth, read_truth
 
 Boxes = Sequence[Sequence[float]]
 
 
-def truth_of(boxes: Boxes, *, crowds: Boxes = (), image_id: int = 1) -> command.Truth:
-    return command.Truth(
+def truth_of(boxes: Boxes, *, crowds: Boxes = (), image_id: int = 1) -> Truth:
+    return Truth(
         image_id=image_id,
         file_name=f"{image_id}.png",
         size_wh=(400, 400),
@@ -31,7 +32,7 @@ def detected(boxes: Boxes, scores: Sequence[float] | None = None) -> Detections:
     return Detections(boxes_xyxy=np.array(boxes, np.float32), scores=np.array(filled, np.float32))
 
 
-def random_scene(generator: np.random.Generator) -> tuple[command.Truth, Detections]:
+def random_scene(generator: np.random.Generator) -> tuple[Truth, Detections]:
     corners, sizes = generator.uniform(0, 300, (60, 2)), generator.uniform(10, 90, (60, 2))
     boxes = np.concatenate([corners, corners + sizes], axis=1)
     found = boxes[:45] + generator.normal(0, 6, (45, 4))
@@ -177,7 +178,7 @@ def shelves(tmp_path: Path) -> tuple[Path, Path]:
 
 def evaluated(engine: OracleEngine, shelves: tuple[Path, Path], **options: Any) -> command.Evaluation:
     folder, coco_file = shelves
-    return command.evaluate(engine, folder, command.read_truth(coco_file, folder), **options)  # type: ignore[arg-type]
+    return command.evaluate(engine, folder, read_truth(coco_file, folder), **options)  # type: ignore[arg-type]
 
 
 def test_an_engine_that_knows_all_boxes_needs_no_correction(shelves: tuple[Path, Path]) -> None:
@@ -210,29 +211,6 @@ def test_figures_that_do_not_exist_are_null_in_json(shelves: tuple[Path, Path]) 
     coco_file.write_text(json.dumps({**json.loads(coco_file.read_text()), "annotations": []}))
     figures = command.summary(evaluated(OracleEngine([]), shelves, prompts=True))
     assert figures["ap"] is figures["corrections_per_100"] is figures["click_iou"] is None
-
-
-def test_only_the_first_photos_are_read_when_limited(shelves: tuple[Path, Path]) -> None:
-    folder, coco_file = shelves
-    assert [truth.image_id for truth in command.read_truth(coco_file, folder, limit=1)] == [7]
-
-
-@pytest.mark.parametrize(
-    ("content", "culprit"),
-    [
-        ("", "JSONDecodeError"),
-        ("[]", "TypeError"),
-        ("{}", "'images'"),
-        ('{"images": [], "annotations": []}', "names none"),
-        ('{"images": [{"id": 1, "file_name": "no.jpg", "width": 9, "height": 9}], "annotations": []}', "'no.jpg'"),
-    ],
-)
-def test_a_coco_file_that_cannot_serve_is_refused(tmp_path: Path, content: str, culprit: str) -> None:
-    coco_file = tmp_path / "coco.json"
-    coco_file.write_text(content)
-    with pytest.raises(CommandError, match=culprit) as caught:
-        command.read_truth(coco_file, tmp_path)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_photo_of_another_size_than_the_coco_file_says_is_refused(shelves: tuple[Path, Path]) -> None:

@@ -9,12 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoints import find_checkpoint
+from model.checkpoints import BUNDLED_WEIGHTS, calibrated_threshold, find_checkpoint
 from model.device import Placement
 from model.network import Network, build_module
 from model.proposer import boxes_of_cells
-from model.training.loop import RenderedShelves, TrainOptions, mirrored, relit, train
-from model.training.losses import box_iou_and_giou, box_loss, centre_loss, mask_losses, window_weights
+from model.training.loop import TrainOptions, corrections, on_canvas, train
+from model.training.losses import (
+    box_iou_and_giou,
+    box_loss,
+    centre_loss,
+    mask_losses,
+    projection_losses,
+    window_weights,
+)
+from model.training.samples import BEYOND_RGB, LabelledPhoto, LabelledPhotos, Samples, cropped, mirrored, relit
 from model.training.shelves import render_shelf
 from model.training.targets import dense_targets, prompt_targets
 
@@ -94,10 +102,107 @@ def test_other_light_keeps_what_is_bright_bright() -> None:
     assert (np.diff(lit[0].astype(int), axis=0) >= 0).all()
 
 
-def test_picture_i_of_a_seed_is_always_the_same(tmp_path: Path) -> None:
-    shelves = RenderedShelves(TrainOptions(out=tmp_path, picture_px=256, prompts_per_picture=1), first=0)
+def test_picture_i_of_a_seed_is_always_the_same() -> None:
+    shelves = Samples(seed=0, picture_px=256, prompts_per_picture=1)
     once, again = (next(shelves.samples(4)) for _ in range(2))
     assert all(np.array_equal(once[name], again[name]) for name in once)
+
+
+def test_a_piece_of_a_labelled_photo_shows_the_facings_where_its_boxes_say() -> None:
+    shelf = render_shelf(8, (900, 700), facing_px=24)
+    marked = np.zeros_like(shelf.photo_rgb)
+    for number, (x0, y0, x1, y1) in enumerate(shelf.boxes_xyxy.astype(int), 1):
+        marked[y0:y1, x0:x1] = (1 + number % 250, 1 + number % 250, 1 + number % 250)
+    rng = np.random.default_rng(2)
+    for facing_px in (16, 24, 32):
+        piece = cropped(marked, shelf.boxes_xyxy, 256, facing_px, rng)
+        assert piece.photo_rgb.shape == (256, 256, 3)
+        assert len(piece.boxes_xyxy) > 3
+        assert np.median(piece.boxes_xyxy[:, 2] - piece.boxes_xyxy[:, 0]) == pytest.approx(facing_px, rel=0.6)
+        for number, box in enumerate(piece.boxes_xyxy, 1):
+            x, y = ((box[:2] + box[2:]) / 2).astype(int)
+            if piece.instance_ids[y, x] == number:
+                assert piece.photo_rgb[y, x].min() > 0
+        assert set(np.unique(piece.instance_ids)) - {0} == set(range(1, len(piece.boxes_xyxy) + 1))
+
+
+def test_a_photo_smaller_than_the_picture_is_filled_up_in_grey() -> None:
+    piece = cropped(
+        np.zeros((40, 60, 3), np.uint8), np.array([[5, 5, 25, 35]], np.float32), 256, 30, np.random.default_rng(0)
+    )
+    assert piece.boxes_xyxy.tolist()[0] == pytest.approx([5 * 256 / 60, 5 * 256 / 60, 25 * 256 / 60, 35 * 256 / 60])
+    assert tuple(piece.photo_rgb[-1, -1]) == BEYOND_RGB
+
+
+def test_where_only_the_box_is_known_a_mask_has_to_reach_its_sides_and_not_beyond() -> None:
+    box = torch.zeros(1, 32, 32)
+    box[0, 8:24, 10:20] = 1
+    weight = window_weights(torch.tensor([[40.0, 32.0, 80.0, 96.0]]), box, 4)
+    cross = torch.full((1, 1, 32, 32), -20.0)
+    cross[0, 0, 16, 10:20] = cross[0, 0, 8:24, 15] = 20
+    too_far = cross.clone()
+    too_far[0, 0, 16, 10:26] = 20
+    too_short = cross.clone()
+    too_short[0, 0, 8:14, 15] = -20
+    fits, reaches, falls_short = (projection_losses(m, box, weight).item() for m in (cross, too_far, too_short))
+    assert fits == pytest.approx(0, abs=1e-2)
+    assert min(reaches, falls_short) > 0.05
+
+
+def test_a_second_round_clicks_where_the_first_answer_is_wrong() -> None:
+    target = torch.zeros(2, 16, 16)
+    target[:, 4:8, 4:8] = 1
+    answer = torch.where(target > 0, 5.0, -5.0)
+    answer[0, 6:8, 4:8] = -5  # a part is missing
+    answer[1, 8:10, 4:8] = 5  # a part of the neighbour
+    for _ in range(5):
+        points, labels = corrections(answer, target)
+        assert labels.tolist() == [1, 0]
+        assert 24 <= points[0, 1] < 32 <= points[1, 1] < 40
+
+
+def test_a_first_answer_lies_on_the_tile_where_its_picture_lies() -> None:
+    canvas = on_canvas(torch.full((1, 8, 8), 50.0), 256, (2, 3))
+    ys, xs = torch.nonzero(canvas[0, 0] > 0, as_tuple=True)
+    assert (xs.min(), ys.min(), xs.max(), ys.max()) == (8, 12, 15, 19)
+    assert canvas.max() == 32
+
+
+def test_fine_tuning_learns_from_labelled_photos_and_the_measured_threshold_stays_with_the_weights(
+    tmp_path: Path,
+) -> None:
+    shelf = render_shelf(9, (200, 200), facing_px=30)
+    np.save(tmp_path / "photo.npy", shelf.photo_rgb)
+    labelled = LabelledPhotos(
+        photos=(LabelledPhoto(path=tmp_path / "photo.npy", boxes_xyxy=shelf.boxes_xyxy),), read=np.load
+    )
+    seen: list[bool] = []
+    for index in range(8):
+        tiny = Samples(seed=0, picture_px=96, prompts_per_picture=1, labelled=labelled)
+        seen += [bool(sample["has_masks"]) for sample in tiny.samples(index)]
+    assert {True, False} == set(seen)
+    options = TrainOptions(
+        out=tmp_path / "run",
+        minutes=0.05,
+        start_from=BUNDLED_WEIGHTS,
+        labelled=labelled,
+        batch_size=2,
+        prompts_per_picture=1,
+        picture_px=96,
+        workers=0,
+        report_every=1,
+        score_every_s=0.0,
+    )
+    reports: list[dict[str, float]] = []
+    path = train(options, reports.append, score=lambda _: {"dev_ap": 0.5, "score_threshold": 0.35})
+    assert any("dev_ap" in report for report in reports[:-1])
+    checkpoint = find_checkpoint(str(path), config=None, has_gpu=False)
+    assert calibrated_threshold(checkpoint) == 0.35
+
+
+def test_labelled_photos_without_any_box_teach_nothing() -> None:
+    with pytest.raises(ValueError, match="at least one box"):
+        LabelledPhotos(photos=(LabelledPhoto(path=Path("a"), boxes_xyxy=np.zeros((0, 4), np.float32)),), read=np.load)
 
 
 def test_the_loss_falls_a_killed_run_goes_on_and_the_weights_load(tmp_path: Path) -> None:
@@ -153,7 +258,7 @@ def test_a_small_picture_stands_at_its_place_of_the_tile(monkeypatch: pytest.Mon
                 torch.zeros(1, dtype=torch.long),
                 torch.tensor([[[50.0, 60.0]]]) + shift,
                 torch.ones(1, 1, dtype=torch.int32),
-                torch.tensor([[32.0, 32.0, 80.0, 96.0]]) + shift.repeat(2),
+                *module.prior_masks(torch.tensor([[32.0, 32.0, 80.0, 96.0]]) + shift.repeat(2)),
                 canvas_offset=(x, y),
             )
     assert torch.equal(seen[0], seen[1])

@@ -1,7 +1,8 @@
-"""The training loop of `facings-nano`: rendered shelves in, a checkpoint out.
+"""The training loop of `facings-nano`: pictures with targets in, a checkpoint out.
 
-Knows torch, the renderer and the network's modules. Detection and promptable segmentation are trained together. A run
-is a folder: `last.pt` holds all that is needed to go on after a kill, `log.jsonl` one line a report.
+Knows torch and the network's modules; not where the pictures come from. Detection and promptable segmentation are
+trained together. A run is a folder: `last.pt` holds all that is needed to go on after a kill, `log.jsonl` one line a
+report.
 """
 
 from __future__ import annotations
@@ -9,30 +10,30 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors.torch import save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
-from model.checkpoints import BUNDLED_CONFIG
-from model.network import PIXEL_DEVIATION, PIXEL_MEAN, FacingsModule, build_module
+from model.checkpoints import BUNDLED_CONFIG, read_weights
+from model.network import PIXEL_DEVIATION, PIXEL_MEAN, PRIOR_LOGIT, FacingsModule, build_module, load_weights
 from model.proposer import boxes_of_cells
-from model.training.losses import box_loss, centre_loss, mask_losses, window_weights
-from model.training.shelves import Shelf, Textures, load_textures, render_shelf
-from model.training.targets import MASK_STRIDE, dense_targets, prompt_targets
-from model.types import PixelArray
+from model.training.losses import box_loss, centre_loss, mask_losses, projection_losses, window_weights
+from model.training.samples import LabelledPhotos, Samples
+from model.training.targets import MASK_STRIDE
 
 Batch = dict[str, torch.Tensor]
 
-#: Typical widths of facings in the rendered pictures, in pixels: what the tiles of shelf photos show.
-FACING_PX = (18.0, 120.0)
+SAM_STRIDE = 16  # pixels of the tile for each cell of the embedding that prompts are compared with
+SECOND_ROUND_SHARE = 0.25  # of the steps
+Report = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,92 +42,40 @@ class TrainOptions:
 
     minutes: length of the run; the learning rate follows it (cosine), so a resumed run keeps its own.
     picture_px: side of the rendered pictures, a multiple of 32.
+    start_from: weights to begin with (safetensors of `facings-nano`), or None for random ones.
     textures: folder of product photos to use for a part of the faces, or None.
+    labelled: photos to learn from beside the rendered shelves, or None.
     workers: processes that render.
+    score_every_s: seconds of training between two measurements of the averaged weights.
     """
 
     out: Path
     minutes: float = 60.0
+    start_from: Path | None = None
     textures: Path | None = None
+    labelled: LabelledPhotos | None = None
     seed: int = 0
     device: str = "cpu"
     batch_size: int = 8
-    prompts_per_picture: int = 3
+    prompts_per_picture: int = 2
     picture_px: int = 512
     learning_rate: float = 2e-3
     workers: int = 2
     resume: bool = False
     report_every: int = 50
     save_every_s: float = 120.0
+    score_every_s: float = 1200.0
 
 
-class RenderedShelves(IterableDataset[dict[str, npt.NDArray[Any]]]):
-    """Endless rendered pictures with their targets; picture i of a seed is always the same."""
-
-    def __init__(self, options: TrainOptions, first: int) -> None:
-        self.options = options
-        self.first = first
-        self.textures: Textures | None = None
-
-    def __iter__(self) -> Iterator[dict[str, npt.NDArray[Any]]]:
-        self.textures = load_textures(self.options.textures) if self.options.textures else None
-        worker = torch.utils.data.get_worker_info()
-        index = self.first + (worker.id if worker else 0)
-        step = worker.num_workers if worker else 1
-        while True:
-            yield from self.samples(index)
-            index += step
-
-    def samples(self, index: int) -> Iterator[dict[str, npt.NDArray[Any]]]:
-        """Picture `index` as it is and mirrored in other light; none when it shows too few facings to prompt."""
-        options, side = self.options, self.options.picture_px
-        rng = np.random.default_rng((options.seed << 32) + index)
-        facing_px = float(np.exp(rng.uniform(*np.log(FACING_PX))))
-        shelf = render_shelf((options.seed << 32) + index, (side, side), textures=self.textures, facing_px=facing_px)
-        if len(shelf.boxes_xyxy) < options.prompts_per_picture:
-            return
-        for variant in (shelf, mirrored(shelf)):
-            yield self._sample(relit(variant.photo_rgb, rng), variant, rng)
-
-    def _sample(self, pixels: PixelArray, shelf: Shelf, rng: np.random.Generator) -> dict[str, npt.NDArray[Any]]:
-        side = self.options.picture_px
-        dense = dense_targets(shelf.boxes_xyxy, side, side)
-        prompts = prompt_targets(shelf.boxes_xyxy, shelf.instance_ids, self.options.prompts_per_picture, rng)
-        return {
-            "pixels": pixels,
-            **{f"dense_{name}": value for name, value in vars(dense).items()},
-            **{f"prompt_{name}": value for name, value in vars(prompts).items()},
-        }
-
-
-def mirrored(shelf: Shelf) -> Shelf:
-    """The same shelf seen in a mirror."""
-    width = shelf.photo_rgb.shape[1]
-    boxes = shelf.boxes_xyxy.copy()
-    boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
-    return Shelf(
-        photo_rgb=np.ascontiguousarray(shelf.photo_rgb[:, ::-1]),
-        boxes_xyxy=boxes,
-        instance_ids=np.ascontiguousarray(shelf.instance_ids[:, ::-1]),
-    )
-
-
-def relit(pixels: PixelArray, rng: np.random.Generator) -> PixelArray:
-    """The picture with another exposure, colour cast and, now and then, other colours (channels exchanged)."""
-    wanted = rng.uniform(60, 165) / 255
-    mean = np.clip(pixels.mean() / 255, 0.02, 0.98)
-    gamma = np.clip(np.log(wanted) / np.log(mean), 0.45, 1.8)
-    ramp = (np.arange(256) / 255) ** gamma
-    table = np.clip(ramp[:, None] * rng.uniform(0.88, 1.12, 3) * 255, 0, 255).astype(np.uint8)
-    order = rng.permutation(3) if rng.random() < 0.3 else np.arange(3)
-    return np.stack([table[pixels[..., order[i]], i] for i in range(3)], axis=-1)
-
-
-def losses_of(module: FacingsModule, batch: Batch, *, canvas_offset: tuple[int, int]) -> dict[str, torch.Tensor]:
+def losses_of(
+    module: FacingsModule, batch: Batch, *, canvas_offset: tuple[int, int], second_round: bool
+) -> dict[str, torch.Tensor]:
     """All losses of one batch.
 
     The pictures are smaller than the network's tile. For SAM 2's position encoding they stand at `canvas_offset`
     (x, y, in feature cells) of a whole tile, so that prompts mean the same at any place of a tile.
+    second_round: whether each prompt is asked again, with its first answer as mask prompt and a click where that was
+    wrong, as SAM is trained.
     """
     maps = module.features(to_input(batch["pixels"], module.device))
     centre_logits, distances = module.proposal_head(maps.finest)
@@ -136,26 +85,61 @@ def losses_of(module: FacingsModule, batch: Batch, *, canvas_offset: tuple[int, 
     }
     pictures, per_picture = batch["prompt_coords"].shape[:2]
     rows = torch.arange(pictures, device=module.device).repeat_interleave(per_picture)
-    shift = 16 * torch.tensor(canvas_offset, device=module.device)
-    logits, predicted_iou = module.all_masks(
-        maps,
-        rows,
-        batch["prompt_coords"].flatten(0, 1) + shift,
-        batch["prompt_labels"].flatten(0, 1),
-        shifted(batch["prompt_prior_xyxy"].flatten(0, 1), shift),
-        canvas_offset=canvas_offset,
-    )
-    logits, predicted_iou = logits.float(), predicted_iou.float()
+    shift = SAM_STRIDE * torch.tensor(canvas_offset, device=module.device)
+    coords, labels = batch["prompt_coords"].flatten(0, 1) + shift, batch["prompt_labels"].flatten(0, 1)
     target = batch["prompt_masks"].flatten(0, 1)
     weight = window_weights(batch["prompt_boxes_xyxy"].flatten(0, 1), target, MASK_STRIDE)
-    fit, guess = mask_losses(logits, predicted_iou, target, weight)
-    is_click = batch["prompt_is_click"].flatten()
+    has_mask = batch["has_masks"][rows, None]
+
+    def ask(*prompts: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        logits, predicted_iou = (
+            answer.float() for answer in module.all_masks(maps, rows, *prompts, canvas_offset=canvas_offset)
+        )
+        fit, guess = mask_losses(logits, predicted_iou, target, weight)
+        if not bool(has_mask.all()):
+            fit = torch.where(has_mask, fit, projection_losses(logits, target, weight))
+            guess = guess * has_mask
+        return logits, fit, guess
+
+    priors = module.prior_masks(shifted(batch["prompt_prior_xyxy"].flatten(0, 1), shift))
+    logits, fit, guess = ask(coords, labels, *priors)
     # SAM: the first mask answers what is unambiguous; of the other three only the best is taught, so that they differ.
+    is_click = batch["prompt_is_click"].flatten()
     best = fit[:, 1:].min(1).values
-    single, several = fit[:, 0], torch.where(is_click, best, best.new_zeros(()))
-    result["mask"] = single.mean() + several.sum() / is_click.sum().clamp(min=1)
+    several = torch.where(is_click, best, best.new_zeros(()))
+    result["mask"] = fit[:, 0].mean() + several.sum() / is_click.sum().clamp(min=1)
     result["iou"] = guess.mean()
+    if second_round:
+        first = logits[:, 0].detach()
+        points, kinds = corrections(first, target)
+        coords = torch.cat([coords, (points + shift)[:, None]], 1)
+        labels = torch.cat([labels, kinds[:, None]], 1)
+        _, fit, _ = ask(coords, labels, on_canvas(first, module.sam.image_size, canvas_offset), None)
+        result["second"] = fit[:, 0].mean()
     return result
+
+
+def corrections(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A click for each mask `[P, h, w]` on a cell where it is wrong: points `[P, 2]` in pixels, labels `[P]` (1 or 0).
+
+    Where nothing is wrong, the click is inside the object.
+    """
+    inside = target > 0.5
+    wrong = (logits > 0) != inside
+    likelihood = wrong.flatten(1).float() + 1e-6 * inside.flatten(1) + 1e-12
+    cell = torch.multinomial(likelihood, 1)[:, 0]
+    width = target.shape[2]
+    points = (torch.stack([cell % width, cell // width], 1) + 0.5) * MASK_STRIDE
+    return points, inside.flatten(1).gather(1, cell[:, None])[:, 0].to(torch.int32)
+
+
+def on_canvas(logits: torch.Tensor, size: int, canvas_offset: tuple[int, int]) -> torch.Tensor:
+    """Mask logits `[P, h, w]` of small pictures as mask prompts `[P, 1, S/4, S/4]` of the tiles they stand on."""
+    side = size // MASK_STRIDE
+    x, y = (offset * SAM_STRIDE // MASK_STRIDE for offset in canvas_offset)
+    canvas = logits.new_full((len(logits), 1, side, side), -PRIOR_LOGIT)
+    canvas[:, 0, y : y + logits.shape[1], x : x + logits.shape[2]] = logits.clamp(-32, 32)
+    return canvas
 
 
 def to_input(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -185,104 +169,160 @@ def initialise_decoder(module: FacingsModule) -> None:
             convolution.weight.mul_(0.1)
 
 
-WEIGHTS_OF_LOSSES = {"centre": 1.0, "box": 2.0, "mask": 1.0, "iou": 0.5}
+WEIGHTS_OF_LOSSES = {"centre": 1.0, "box": 2.0, "mask": 1.0, "iou": 0.5, "second": 1.0}
 
 
-def train(options: TrainOptions, report: Callable[[dict[str, float]], None]) -> Path:
+class _Run:
+    """What changes while a run goes on, and its folder: `last.pt` to resume from, `log.jsonl`, the checkpoint."""
+
+    def __init__(self, options: TrainOptions) -> None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        self.options = options
+        self.module = build_module(BUNDLED_CONFIG).to(options.device).to(memory_format=torch.channels_last)
+        if options.start_from is None:
+            initialise_decoder(self.module)
+        else:
+            load_weights(self.module, read_weights(options.start_from), options.start_from.name)
+        moving_average = get_ema_multi_avg_fn(0.998)  # type: ignore[no-untyped-call]
+        self.average = AveragedModel(self.module, multi_avg_fn=moving_average, use_buffers=True)
+        groups = [
+            {"params": [p for p in self.module.parameters() if p.ndim > 1], "weight_decay": 0.02},
+            {"params": [p for p in self.module.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=options.learning_rate)
+        self.step, self.elapsed_s = 0, 0.0
+        if options.resume and self._last.exists():
+            state = torch.load(self._last, map_location=options.device, weights_only=True)
+            for name in ("module", "average", "optimizer"):
+                getattr(self, name).load_state_dict(state[name])
+            self.step, self.elapsed_s = state["step"], state["elapsed_s"]
+
+    @property
+    def _last(self) -> Path:
+        return self.options.out / "last.pt"
+
+    @property
+    def limit_s(self) -> float:
+        return self.options.minutes * 60
+
+    def save(self) -> None:
+        partial = self._last.with_suffix(".partial")
+        state: dict[str, Any] = {name: getattr(self, name).state_dict() for name in ("module", "average", "optimizer")}
+        torch.save(state | {"step": self.step, "elapsed_s": self.elapsed_s}, partial)
+        partial.replace(self._last)
+
+    def learn(self, batch: Batch, *, canvas_offset: tuple[int, int], second_round: bool) -> dict[str, float]:
+        """One step; returns its losses."""
+        cosine = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(self.elapsed_s / self.limit_s, 1.0)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options.learning_rate * min(1.0, (self.step + 1) / 200) * cosine
+        with torch.autocast(torch.device(self.options.device).type, torch.bfloat16):
+            losses = losses_of(self.module, batch, canvas_offset=canvas_offset, second_round=second_round)
+        total = torch.stack([WEIGHTS_OF_LOSSES[name] * loss for name, loss in losses.items()]).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), 5.0)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+            self.average.update_parameters(self.module)
+        self.step += 1
+        return {name: float(loss.detach()) for name, loss in losses.items()}
+
+    def log(self, line: Report) -> None:
+        with (self.options.out / "log.jsonl").open("a") as log:
+            log.write(json.dumps(line) + "\n")
+
+    def export(self, *, score_threshold: float | None = None) -> Path:
+        """Writes the averaged weights as fp16 safetensors, with how they came about in the file's metadata."""
+        path = self.options.out / "facings-nano.safetensors"
+        tensors = {
+            name: (value.half() if value.is_floating_point() else value).contiguous().cpu()
+            for name, value in cast(FacingsModule, self.average.module).state_dict().items()
+        }
+        told = ("minutes", "seed", "batch_size", "prompts_per_picture", "picture_px", "learning_rate")
+        facts = {name: str(getattr(self.options, name)) for name in told}
+        facts |= {"network": BUNDLED_CONFIG, "steps": str(self.step)}
+        if score_threshold is not None:
+            facts["score_threshold"] = f"{score_threshold:g}"
+        save_file(tensors, path, metadata=facts)
+        return path
+
+
+def train(
+    options: TrainOptions, report: Callable[[Report], None], *, score: Callable[[Path], Report] | None = None
+) -> Path:
     """Trains for `options.minutes` and returns the path of the exported checkpoint (fp16 safetensors).
 
-    report: called every `report_every` steps with losses, rate and minutes left.
+    report: called every `report_every` steps with losses, rate and minutes left, and with what `score` measured.
+    score: measures a checkpoint on photos that are not trained on, every `score_every_s` and at the end. A
+    "score_threshold" among its figures becomes the checkpoint's own. Its time does not count.
     """
-    options.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
-    module = build_module(BUNDLED_CONFIG).to(options.device).to(memory_format=torch.channels_last)
-    initialise_decoder(module)
-    moving_average = get_ema_multi_avg_fn(0.998)  # type: ignore[no-untyped-call]
-    average = AveragedModel(module, multi_avg_fn=moving_average, use_buffers=True)
-    groups = [
-        {"params": [p for p in module.parameters() if p.ndim > 1], "weight_decay": 0.02},
-        {"params": [p for p in module.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=options.learning_rate)
-    step, elapsed_s = 0, 0.0
-    last = options.out / "last.pt"
-    if options.resume and last.exists():
-        state = torch.load(last, map_location=options.device, weights_only=True)
-        module.load_state_dict(state["module"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, elapsed_s = state["step"], state["elapsed_s"]
-
-    def save() -> None:
-        partial = last.with_suffix(".partial")
-        state = {
-            "module": module.state_dict(),
-            "average": average.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "step": step,
-            "elapsed_s": elapsed_s,
-        }
-        torch.save(state, partial)
-        partial.replace(last)
-
-    shelves = RenderedShelves(options, first=step * options.batch_size * 2)
+    run = _Run(options)
+    samples = Samples(
+        seed=options.seed,
+        picture_px=options.picture_px,
+        prompts_per_picture=options.prompts_per_picture,
+        textures=options.textures,
+        labelled=options.labelled,
+        first=run.step * options.batch_size * 2,
+    )
     loader: Any = DataLoader(
-        shelves,
+        samples,
         batch_size=options.batch_size,
         num_workers=options.workers,
         multiprocessing_context="spawn" if options.workers else None,  # OpenCV's threads do not survive a fork
         prefetch_factor=4 if options.workers else None,
         worker_init_fn=_one_thread,
     )
-    rng = np.random.default_rng([options.seed, step])
-    room = (module.sam.image_size - options.picture_px) // 16
-    limit_s = options.minutes * 60
-    sums: dict[str, float] = {}
-    reported_s, reported_step, saved_s = elapsed_s, step, elapsed_s
-    module.train()
+    rng = np.random.default_rng([options.seed, run.step])
+    room = (run.module.sam.image_size - options.picture_px) // SAM_STRIDE
+    sums: defaultdict[str, list[float]] = defaultdict(list)
+    reported_s, reported_step, saved_s, scored_s = run.elapsed_s, run.step, run.elapsed_s, run.elapsed_s
+    run.module.train()
     clock = time.monotonic()
     for raw in loader:
         batch = {name: value if name == "pixels" else value.to(options.device) for name, value in raw.items()}
-        progress = min(elapsed_s / limit_s, 1.0)
-        cosine = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
-        rate = options.learning_rate * min(1.0, (step + 1) / 200) * cosine
-        for group in optimizer.param_groups:
-            group["lr"] = rate
         offset = (int(rng.integers(room + 1)), int(rng.integers(room + 1)))
-        with torch.autocast(torch.device(options.device).type, torch.bfloat16):
-            losses = losses_of(module, batch, canvas_offset=offset)
-        total: torch.Tensor = sum((WEIGHTS_OF_LOSSES[name] * loss for name, loss in losses.items()), torch.zeros(()))
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(module.parameters(), 5.0)
-        if torch.isfinite(norm):
-            optimizer.step()
-            average.update_parameters(module)
-        step += 1
-        elapsed_s += time.monotonic() - clock
+        for name, loss in run.learn(
+            batch, canvas_offset=offset, second_round=rng.random() < SECOND_ROUND_SHARE
+        ).items():
+            sums[name].append(loss)
+        run.elapsed_s += time.monotonic() - clock
         clock = time.monotonic()
-        for name, loss in losses.items():
-            sums[name] = sums.get(name, 0.0) + float(loss.detach())
-        done = elapsed_s >= limit_s
-        if step % options.report_every == 0 or done:
-            steps = step - reported_step
-            line = {name: value / steps for name, value in sums.items()}
+        done = run.elapsed_s >= run.limit_s
+        if run.step % options.report_every == 0 or done:
+            line = {name: sum(values) / len(values) for name, values in sums.items()}
             line |= {
-                "step": step,
-                "pictures_per_s": steps * options.batch_size / (elapsed_s - reported_s),
-                "minutes_left": max(limit_s - elapsed_s, 0) / 60,
-                "learning_rate": rate,
+                "step": run.step,
+                "pictures_per_s": (run.step - reported_step) * options.batch_size / (run.elapsed_s - reported_s),
+                "minutes_left": max(run.limit_s - run.elapsed_s, 0) / 60,
+                "learning_rate": run.optimizer.param_groups[0]["lr"],
             }
-            with (options.out / "log.jsonl").open("a") as log:
-                log.write(json.dumps(line) + "\n")
+            run.log(line)
             report(line)
-            sums, reported_s, reported_step = {}, elapsed_s, step
-        if done or elapsed_s - saved_s > options.save_every_s:
-            save()
-            saved_s = elapsed_s
+            sums.clear()
+            reported_s, reported_step = run.elapsed_s, run.step
+        if done or run.elapsed_s - saved_s > options.save_every_s:
+            run.save()
+            saved_s = run.elapsed_s
+        if score is not None and not done and run.elapsed_s - scored_s > options.score_every_s:
+            scored_s = run.elapsed_s
+            _measure(run, score, report)
+            clock = time.monotonic()
         if done:
             break
-    return export(cast(FacingsModule, average.module), options, steps=step)
+    if score is None:
+        return run.export()
+    return run.export(score_threshold=_measure(run, score, report).get("score_threshold"))
+
+
+def _measure(run: _Run, score: Callable[[Path], Report], report: Callable[[Report], None]) -> Report:
+    figures = score(run.export())
+    line = {"step": float(run.step), **figures}
+    run.log(line)
+    report(line)
+    return figures
 
 
 def _one_thread(_: int) -> None:
@@ -290,16 +330,3 @@ def _one_thread(_: int) -> None:
     import cv2
 
     cv2.setNumThreads(1)
-
-
-def export(module: FacingsModule, options: TrainOptions, *, steps: int) -> Path:
-    """Writes the averaged weights as fp16 safetensors, with how they came about in the file's metadata."""
-    path = options.out / "facings-nano.safetensors"
-    tensors = {
-        name: (value.half() if value.is_floating_point() else value).contiguous()
-        for name, value in module.state_dict().items()
-    }
-    facts = {name: str(value) for name, value in asdict(options).items() if name not in ("out", "textures", "resume")}
-    facts |= {"network": BUNDLED_CONFIG, "steps": str(steps), "textures": str(options.textures is not None)}
-    save_file(tensors, path, metadata=facts)
-    return path

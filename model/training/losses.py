@@ -63,8 +63,26 @@ def mask_losses(
     entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
     entropy = (entropy * weight[:, None]).sum((2, 3))
     probability = logits.sigmoid()
-    dice = 1 - (2 * (probability * target).sum((2, 3)) + 1) / (probability.sum((2, 3)) + target.sum((2, 3)) + 1)
+    dice = _dice_loss(probability.flatten(2), target.flatten(2))
     with torch.no_grad():
         mask, truth = logits > 0, target > 0.5
         iou = (mask & truth).sum((2, 3)) / (mask | truth).sum((2, 3)).clamp(min=1)
     return entropy + dice, (predicted_iou - iou) ** 2
+
+
+def projection_losses(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Loss of each mask `[P, M]` where only the object's box is known: `target` is the filled box.
+
+    The mask's shadows on both axes are to be the box's sides (BoxInst, Tian et al. 2021, projection term), and outside
+    the box there is nothing; what is inside is left to the network. Shapes as for `mask_losses`.
+    """
+    target = target[:, None].expand_as(logits)
+    probability = logits.sigmoid()
+    shadows = [_dice_loss(probability.amax(axis), target.amax(axis)) for axis in (2, 3)]
+    outside = functional.softplus(logits) * (1 - target) * weight[:, None]
+    return outside.sum((2, 3)) + (shadows[0] + shadows[1]) / 2
+
+
+def _dice_loss(probability: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """1 - Dice over the last axis."""
+    return 1 - (2 * (probability * target).sum(-1) + 1) / (probability.sum(-1) + target.sum(-1) + 1)

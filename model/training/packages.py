@@ -7,10 +7,11 @@ product differ.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from model.training.artwork import Brand, artwork, printed_photo
 from model.training.paint import Dice, Floats, Pixels, from_hsv, package_hue, resized, smooth_noise, tint
@@ -106,20 +107,20 @@ _OUTLINES: dict[str, tuple[tuple[tuple[float, float], ...], ...]] = {
 # kind: (weight, aspect h/w low, high, width relative to the typical facing low, high)
 KINDS: dict[str, tuple[float, float, float, float, float]] = {
     "box": (3.8, 1.0, 4.6, 0.55, 1.7),
-    "flatbox": (0.2, 0.35, 0.7, 1.3, 2.6),
+    "flatbox": (0.5, 0.28, 0.7, 1.3, 3.0),
     "bag": (1.6, 1.2, 2.4, 0.85, 1.9),
     "pillow": (0.2, 0.5, 1.1, 1.0, 2.0),
     "carton": (0.8, 1.9, 3.4, 0.7, 1.1),
     "blister": (0.5, 1.5, 3.4, 0.7, 1.4),
-    "multipack": (0.3, 0.6, 1.3, 1.5, 2.6),
+    "multipack": (0.5, 0.5, 1.3, 1.5, 2.6),
     "trigger": (0.35, 2.2, 3.2, 0.8, 1.2),
     "pump": (0.35, 2.3, 3.6, 0.65, 1.0),
     "jug": (0.4, 1.3, 2.0, 1.1, 1.8),
     "produce": (0.1, 0.7, 1.3, 0.8, 1.3),
     "cutout": (0.0, 0.7, 3.0, 0.8, 1.4),
-    "bottle": (1.4, 2.6, 4.6, 0.6, 1.0),
-    "soda": (1.2, 2.8, 4.2, 0.65, 1.1),
-    "wine": (0.5, 3.2, 4.5, 0.65, 0.95),
+    "bottle": (2.0, 2.6, 4.6, 0.6, 1.0),
+    "soda": (2.2, 2.1, 3.9, 0.65, 1.2),
+    "wine": (0.8, 3.0, 4.5, 0.65, 0.95),
     "flask": (0.6, 1.9, 3.3, 0.7, 1.2),
     "shampoo": (1.5, 2.2, 4.0, 0.6, 1.1),
     "spray": (0.9, 2.8, 4.8, 0.55, 0.9),
@@ -160,14 +161,15 @@ def _round_body(
     cap_end, label_top, label_end = (share ** (1 / warp) for share in (cap_end, label_top, label_end))
     body, liquid = ground, ""
     if brand.kind in {"bottle", "soda", "wine", "jar", "flask"} and dice.chance(0.75):
+        dark = 2.5 if brand.kind in {"soda", "wine"} else 1.0
         liquid = dice.weighted(
-            {"cola": 1.4, "clear": 1.2, "vivid": 1.1, "green": 0.7, "dark": 0.5, "amber": 0.6, "milk": 0.4}
+            {"cola": 1.8 * dark, "clear": 1.1, "vivid": 1.1, "green": 0.8, "dark": dark, "amber": 0.7, "milk": 0.3}
         )
         body = {
-            "cola": (38, 18, 12),
+            "cola": tint((38, 20, 14), own.between(0.4, 1.2)),
             "clear": (176, 186, 190),
             "vivid": from_hsv(package_hue(own), 0.8, own.between(0.4, 0.85)),
-            "green": (28, 80, 40),
+            "green": tint((28, 90, 42), own.between(0.5, 1.7)),
             "dark": (22, 24, 30),
             "amber": (150, 84, 24),
             "milk": (236, 232, 222),
@@ -176,9 +178,9 @@ def _round_body(
         body = (168, 170, 174)
     image: Pixels = np.empty((height, width, 3), np.uint8)
     image[:] = body
-    if brand.kind in {"bottle", "soda", "jar", "flask"} and dice.chance(0.35):
-        level = int(height * dice.between(0.15, 0.4))
-        image[int(height * cap_end) : level] = tint((190, 195, 195), 0.8)
+    if brand.kind in {"bottle", "soda", "jar", "flask"} and dice.chance(0.4):
+        level = int(height * dice.between(0.12, 0.36))
+        image[int(height * cap_end) : level] = tint((190, 195, 195), dice.between(0.5, 1.1))
     top, end = int(height * label_top), max(int(height * label_top) + 2, int(height * label_end))
     inset = dice.pick((0.0, 0.0, 0.1)) if brand.kind in {"flask", "shampoo", "jar"} else 0.0
     left = int(width * inset)
@@ -196,6 +198,8 @@ def _round_body(
     glint, glint_width = dice.between(-0.7, 0.7), dice.between(0.06, 0.25)
     gleam = dice.between(0, 0.5) if brand.kind not in {"can", "soda", "spray"} else dice.between(0.2, 0.9)
     light = gleam * np.exp(-(((across - glint) / glint_width) ** 2))
+    if liquid and width >= 8:
+        light = light + 1.4 * _reflections(dice, across, y)
     out = image * (shade * dice.between(0.95, 1.15))[:, :, None] + (light * 150)[:, :, None]
     alpha = (np.abs(x)[None, :] <= profile[:, None]).astype(np.uint8) * 255
     if liquid in {"clear", "vivid", "green", "amber"}:  # what stands behind shines through, but for cap and label
@@ -204,6 +208,24 @@ def _round_body(
     if brand.kind == "tube" and dice.chance(0.4):
         out, alpha = out[::-1], alpha[::-1]
     return cast(Pixels, np.clip(out, 0, 255).astype(np.uint8)), cast(Pixels, np.ascontiguousarray(alpha))
+
+
+def _reflections(dice: Dice, across: npt.NDArray[Any], y: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The lamps in glass: bright vertical lines that end somewhere, and small spots where a bottle curves most, at its
+    shoulder and its foot. `across` the body at heights `y`, both as shares."""
+    light = np.zeros_like(across)
+    for _ in range(dice.whole(1, 4)):
+        middle, width = dice.between(-0.85, 0.85), dice.log_between(0.03, 0.12)
+        centre, length = dice.between(0.08, 0.95), dice.log_between(0.05, 0.5)
+        ends = np.exp(-(((y - centre) / length) ** 4))[:, None]
+        light += dice.between(0.2, 1.4) * ends * np.exp(-(((across - middle) / width) ** 2))
+    for _ in range(dice.whole(0, 9)):
+        foot = dice.chance(0.5)
+        middle, centre = dice.between(-0.8, 0.8), dice.between(0.74, 0.97) if foot else dice.between(0.1, 0.36)
+        width, length = dice.log_between(0.05, 0.25), dice.log_between(0.006, 0.03 if foot else 0.08)
+        spot = np.exp(-(((y - centre) / length) ** 2))[:, None] * np.exp(-(((across - middle) / width) ** 2))
+        light += dice.between(0.4, 1.6) * spot
+    return light
 
 
 def _soft_pack(brand: Brand, variant: int, width: int, height: int, textures: Textures | None) -> tuple[Pixels, Pixels]:

@@ -6,7 +6,7 @@ Fits products to the room on a shelf. Does not know where on the shelf they stan
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import cv2
@@ -17,6 +17,13 @@ from model.training.canvas import Sprite
 from model.training.packages import KINDS, ROUND, STACKABLE, draw_package
 from model.training.paint import Dice, Pixels, Rgb, invented_word, resized
 from model.training.textures import Textures
+
+#: What some departments sell more of than the average shelf does; of all else they have next to nothing.
+DEPARTMENTS = {
+    "drinks": {"soda": 3.0, "bottle": 2.0, "can": 1.5, "multipack": 1.5, "box": 0.3, "flatbox": 1.0, "flask": 0.6},
+    "beer": {"wine": 4.0, "bottle": 3.0, "can": 1.0, "multipack": 0.6, "box": 0.15},
+    "cases": {"box": 1.0, "flatbox": 4.0, "multipack": 4.0, "soda": 0.4},
+}
 
 MAX_PRODUCTS = 36  # designed for one picture; more groups repeat earlier products
 
@@ -51,6 +58,15 @@ class Product:
 
     def upright(self, dice: Dice) -> Sprite:
         return self._draw(dice.pick(self.prints[:3]))
+
+    def lengthwise(self, dice: Dice) -> Product:
+        """The same case turned by a quarter: its long side, with the print of the front on a part of it."""
+        width = round(self.width * dice.between(1.4, 2.6))
+        rgb: Pixels = np.empty((self.rgb.shape[0], round(self.rgb.shape[1] * width / self.width), 3), np.uint8)
+        rgb[:] = self.colour
+        at = dice.whole(0, rgb.shape[1] - self.rgb.shape[1])
+        rgb[:, at : at + self.rgb.shape[1]] = self.rgb
+        return replace(self, width=width, rgb=rgb, alpha=np.full(rgb.shape[:2], 255, np.uint8), _drawn={})
 
     @property
     def rear(self) -> Sprite:
@@ -99,6 +115,9 @@ class Designer:
         taste = Dice(dice.whole(0, 1 << 30))
         # a picture shows a department: a few kinds of packages dominate
         self.kinds = {kind: spec[0] * taste.log_between(0.2, 5) for kind, spec in KINDS.items()}
+        if department := taste.weighted({"": 5, "drinks": 3, "beer": 0.8, "cases": 0.8}):
+            for kind in self.kinds:
+                self.kinds[kind] *= DEPARTMENTS[department].get(kind, 0.04)
         self.block_chance = dice.between(0.5, 0.92)
 
     def product(self, room_px: float, *, kinds: set[str] | None = None, fresh: bool = False) -> Product:

@@ -76,7 +76,7 @@ def _new_style(dice: Dice, view: View) -> _Style:
         eye=(0.5 + view.eye_x * 0.6, dice.between(-0.3, 0.8)),
         rear_chance=dice.pick((0.5, 0.9, 1.0)),
         gap_chance=0.12 if dice.chance(0.15) else dice.pick((0.0, 0.01, 0.03)),
-        ambient=dice.between(0.3, 0.6) if dice.chance(0.22) else dice.between(0.6, 1.0),
+        ambient=dice.between(0.2, 0.6) if dice.chance(0.3) else dice.between(0.6, 1.0),
         spacing=dice.pick((0.0, 0.0, 0.0, 0.01, 0.02, 0.06)),
     )
 
@@ -108,7 +108,7 @@ class Scene:
             width = self.facing_px * dice.log_between(9, 30) * (dice.between(0.15, 1) if x < 0 else 1.0)
             if dice.chance(0.35):
                 ledges = self._ledges(top, bottom)
-            mode = dice.weighted({"shelf": 8.2, "wall": 0.8, "hooks": 0.5, "top": 0.15})
+            mode = dice.weighted({"shelf": 8.2, "wall": 1.0, "hooks": 0.5, "top": 0.15})
             self._bay(x, x + width, ledges, mode)
             x += width
             if dice.chance(0.45):
@@ -240,19 +240,23 @@ class Scene:
         canvas.fill(x0, y, x1, y + height, style.rail)
         canvas.scale_light(x0, y, x1, y + height, floats([1.0, 0.97, 0.75]))
         canvas.fill(x0, y + height, x1, y + height + max(1, height * 0.12), tint(style.rail, 0.25))
-        if dice.chance(0.08):  # a printed strip
-            canvas.fill(
-                x0, y + height * 0.15, x1, y + height * 0.85, from_hsv(package_hue(dice), dice.between(0.4, 0.9), 0.8)
-            )
+        if dice.chance(0.13):  # a printed strip
+            colour = from_hsv(package_hue(dice), dice.between(0.4, 0.9), dice.between(0.3, 0.9))
+            canvas.fill(x0, y + height * 0.12, x1, y + height * 0.88, colour)
+            if height >= 8 and dice.chance(0.7):
+                word, ink = invented_word(dice, 3, 8), (245, 245, 245) if luma(colour) < 150 else (20, 20, 40)
+                font, w = dice.pick(FONTS), height * dice.between(1.5, 3.5)
+                for k in range(int((x1 - x0) / (1.3 * w))):
+                    write(canvas.rgb, word, font, (x0 + 1.3 * w * k, y + 0.25 * height, w, 0.5 * height), ink, 0.15)
         x = x0 + dice.between(0, 2) * self.facing_px
-        h = height * dice.between(0.7, 1.25)
-        w = h * dice.between(1.1, 2.4)
+        h = height * (dice.between(0.7, 1.25) if dice.chance(0.85) else dice.between(1.2, 2.6))
+        w = h * (dice.between(1.1, 2.4) if h < 1.25 * height else dice.between(0.5, 1.1))
         while x < x1:
             if dice.chance(style.tag_chance) and x + w < x1:
                 over = dice.between(0, height * 0.5) if dice.chance(0.12) else 0.0
-                self._tag(
-                    x, y + (height - h) / 2 - over, w, h + over, style.tag if dice.chance(0.85) else (250, 220, 40)
-                )
+                under = max(0.0, (height - h) / 2) if h > 1.25 * height else (height - h) / 2
+                colour = style.tag if dice.chance(0.85) else (250, 220, 40)
+                self._tag(x, y + under - over, w, h + over, colour)
             x += w * dice.between(1.05, 1.4) if dice.chance(0.25) else dice.between(0.6, 2.2) * self.facing_px
         if dice.chance(0.16):  # larger ones, hung before the products
             colour = style.tag if dice.chance(0.4) else dice.pick(((250, 220, 40), (245, 245, 245), (225, 50, 45)))
@@ -305,7 +309,7 @@ class Scene:
             if x + product.width > x1:
                 misses += 1
                 continue
-            wanted = dice.whole(1, 4) if dice.chance(0.65) else dice.whole(3, 10)
+            wanted = dice.whole(1, 4) if dice.chance(0.6) else dice.whole(3, 12)
             count = min(wanted, int((x1 - x - product.width) / step) + 1)
             levels = 1
             if product.kind in STACKABLE and product.height * 2 <= 1.03 * room and dice.chance(0.93):
@@ -335,7 +339,7 @@ class Scene:
         trays = [group for group in placed if dice.chance(0.09)]
         for product, left, right, _, _ in trays:
             self._tray_lip(left, right, y, dice.between(0.12, 0.4) * product.height, product)
-        if dice.chance(0.06):
+        if dice.chance(0.15):
             self._bars(x0, x1, y, room)
         if dice.chance(0.1):  # clear dividers
             for _, left, right, _, _ in placed:
@@ -378,7 +382,10 @@ class Scene:
         return left_part + [unit for unit in reversed(front) if self._drift(unit[1]) <= 0], rear
 
     def _solid(self, product: Product, sprite: Sprite, x: int, y: int, *, on_top: bool) -> None:
-        """The top and the side of a unit that are seen at an angle; a neighbour that comes later hides the side."""
+        """The top and the side of a unit that are seen at an angle; a neighbour that comes later hides the side.
+
+        The lid of a can is a part of its facing; a box's facing is its front alone, as annotators draw it.
+        """
         height, width = sprite.rgb.shape[:2]
         drift, rise = self._drift(x), self._rise(y + height)
         top = int(min(0.16 * height, 0.45 * width * rise * 2)) if on_top else 0
@@ -400,7 +407,7 @@ class Scene:
             outline = [(near, top), (near + width - 1, top), (reach - near + width - 1, 0), (reach - near, 0)]
             alpha = np.zeros((top, width + reach), np.uint8)
             cv2.fillConvexPoly(alpha, np.array(outline, np.int32), 255)
-            self.canvas.stamp(Sprite(rgb=image, alpha=alpha), x - near, y - top, facing=True, grows=True)
+            self.canvas.stamp(Sprite(rgb=image, alpha=alpha), x - near, y - top, facing=False)
         if abs(shift) >= 2:
             self._box_side(product, width, height, x, y, shift, top)
 
@@ -420,7 +427,7 @@ class Scene:
         alpha = np.zeros((height + top, depth), np.uint8)
         outline = [(near, top), (near, height + top - 1), (far, height - 1), (far, 0)]
         cv2.fillConvexPoly(alpha, np.array(outline, np.int32), 255)
-        self.canvas.stamp(Sprite(rgb=image, alpha=alpha), left, y - top, facing=True, grows=True)
+        self.canvas.stamp(Sprite(rgb=image, alpha=alpha), left, y - top, facing=False)
 
     def _tray_lip(self, left: float, right: float, y: float, height: float, product: Product) -> None:
         """The front of a shelf-ready tray covers the feet of what stands in it."""
@@ -447,12 +454,13 @@ class Scene:
         dice, canvas = self.dice, self.canvas
         thick = max(1, self.facing_px * dice.between(0.015, 0.05))
         colour = dice.pick(((225, 226, 228), (90, 92, 95), (180, 180, 176)))
-        for share in (dice.between(0.1, 0.2), dice.between(0.25, 0.4)):
+        top = dice.between(0.12, 0.5)
+        for share in (top, top * dice.between(0.3, 0.7))[: dice.whole(1, 2)]:
             canvas.fill(x0, y - room * share, x1, y - room * share + thick, colour, covers=False)
-        step = self.facing_px * dice.between(0.5, 3)
+        step = self.facing_px * (dice.log_between(0.5, 3) if dice.chance(0.5) else dice.log_between(0.09, 0.5))
         x = x0
         while x < x1:
-            canvas.fill(x, y - room * 0.4, x + thick, y, colour, covers=False)
+            canvas.fill(x, y - room * top, x + min(thick, 0.3 * step), y, colour, covers=False)
             x += step
 
     def _hanging(self, x0: float, x1: float, y: float, room: float) -> None:
@@ -491,7 +499,7 @@ class Scene:
         if not ledges:
             return
         floor, top = ledges[0][0], ledges[-1][0] - ledges[-1][1] * dice.between(-2, 0.8)
-        kinds = {dice.pick(("box", "flatbox", "multipack", "can", "soda", "pillow"))}
+        kinds = {dice.pick(("box", "box", "flatbox", "flatbox", "multipack", "can", "soda", "pillow"))}
         x = x0
         while x < x1:
             product = self.designer.product(self.facing_px * dice.between(1.4, 3.0), kinds=kinds)
@@ -503,10 +511,12 @@ class Scene:
             canvas.fill(x, top, x + columns * product.width, floor, tint(product.colour, 0.25), covers=False)
             y = floor
             mix = dice.chance(0.3)
+            lengthwise = product.lengthwise(dice) if product.kind in SQUARE and dice.chance(0.4) else product
             while y - product.height >= top:
-                for column in range(columns):
-                    sprite = product.upright(dice)
-                    left = x + column * product.width + (dice.between(-0.03, 0.03) * product.width if seam else 0)
+                layer = dice.pick((product, lengthwise))
+                for column in range(columns * product.width // layer.width):
+                    sprite = layer.upright(dice)
+                    left = x + column * layer.width + (dice.between(-0.03, 0.03) * product.width if seam else 0)
                     canvas.stamp(sprite, round(left), round(y) - sprite.rgb.shape[0], facing=True)
                 if lip:
                     self._tray_lip(x, x + columns * product.width, y, lip, product)

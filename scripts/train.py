@@ -1,0 +1,65 @@
+"""`facings train`: what to learn from, where to measure, and what is told meanwhile.
+
+Knows files of labels and the evaluation; the training itself is model.training.loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scripts.labels import Truth
+from scripts.photos import read_pixels
+
+if TYPE_CHECKING:
+    from model.training.loop import TrainOptions
+    from model.training.samples import LabelledPhotos
+
+
+def labelled_photos(truths: Sequence[Truth], photos_dir: Path) -> LabelledPhotos:
+    """Photos with known boxes, as training takes them."""
+    from model.training.samples import LabelledPhoto, LabelledPhotos
+
+    photos = [
+        LabelledPhoto(path=photos_dir / truth.file_name, boxes_xyxy=truth.boxes_xyxy.astype("float32"))
+        for truth in truths
+    ]
+    return LabelledPhotos(photos=tuple(photos), read=read_pixels)
+
+
+def scorer(truths: Sequence[Truth], photos_dir: Path, device: str) -> Callable[[Path], dict[str, float]]:
+    """Measures a checkpoint on photos with known boxes; the threshold with the fewest corrections becomes its own."""
+
+    def score(checkpoint: Path) -> dict[str, float]:
+        from model import Engine, EngineOptions
+        from scripts.evaluate import evaluate
+
+        engine = Engine(EngineOptions(checkpoint=str(checkpoint), device=device))
+        try:
+            engine.wait_ready()
+            evaluation = evaluate(engine, photos_dir, truths, sweep=True)
+        finally:
+            engine.close()
+        best = min(evaluation.sweep, key=lambda row: row.per_100())
+        precision = evaluation.precision
+        return {
+            "dev_ap": precision.ap,
+            "dev_ap50": precision.ap50,
+            "dev_ar300": precision.ar300,
+            "dev_corrections_per_100": best.per_100(),
+            "score_threshold": best.score_threshold,
+        }
+
+    return score
+
+
+def train(options: TrainOptions, score: Callable[[Path], dict[str, float]] | None) -> Path:
+    """Trains, with a line on what is going on every now and then; returns the checkpoint's path."""
+    from model.training.loop import train as train_network
+
+    return train_network(options, lambda line: print(_line(line), flush=True), score=score)
+
+
+def _line(figures: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
