@@ -130,7 +130,7 @@ def test_a_photo_smaller_than_the_picture_is_filled_up_in_grey() -> None:
     piece = cropped(
         np.zeros((40, 60, 3), np.uint8), np.array([[5, 5, 25, 35]], np.float32), 256, 30, np.random.default_rng(0)
     )
-    assert piece.boxes_xyxy.tolist()[0] == pytest.approx([5 * 256 / 60, 5 * 256 / 60, 25 * 256 / 60, 35 * 256 / 60])
+    assert piece.boxes_xyxy.tolist()[0] == pytest.approx([7.5, 7.5, 37.5, 52.5])
     assert tuple(piece.photo_rgb[-1, -1]) == BEYOND_RGB
 
 
@@ -183,7 +183,7 @@ def test_fine_tuning_learns_from_labelled_photos_and_the_measured_threshold_stay
     assert {True, False} == set(seen)
     options = TrainOptions(
         out=tmp_path / "run",
-        minutes=0.05,
+        minutes=0.15,
         start_from=BUNDLED_WEIGHTS,
         labelled=labelled,
         batch_size=2,
