@@ -25,8 +25,9 @@ from model import tiling
 from model.checkpoints import Checkpoint, calibrated_threshold, find_checkpoint
 from model.device import choose_placement
 from model.feature_cache import FeatureCache
+from model.merging import DUPLICATE_IOU, merge_proposals
 from model.network import DECODE_BATCH, MASK_STRIDE, Features, Network, TilePrompt
-from model.proposer import point_grid, prior_box
+from model.proposer import averaged_with_proposal, point_grid, prior_box
 from model.scheduler import Lane, Scheduler
 from model.tiling import Tile
 from model.types import BoolArray, Detections, EngineError, FloatArray, Mask, NotReady, Photo, Prompt
@@ -41,7 +42,6 @@ GRID_POINTS_PER_SIDE = 32
 GRID_MIN_SCORE = 0.8
 GRID_MIN_STABILITY = 0.95
 
-DUPLICATE_IOU = 0.5  # facings overlap little: two boxes that share more are one facing
 CUT_MARGIN = 4.0  # tile pixels: a box this close to an inner edge of its tile is cut
 SHELF_SHARE = 0.35  # a mask whose box covers more of the tile than this is no facing but the shelf
 WHOLE_UNIT_TOLERANCE = 0.1  # a larger mask is preferred when its predicted IoU is lower by no more than this
@@ -307,9 +307,13 @@ class Engine:
 
     def _merge(self, boxes: FloatArray, scores: FloatArray) -> Detections:
         """One box for each facing from the boxes of all tiles, best first."""
-        keep = geometry.nms(torch.from_numpy(boxes), torch.from_numpy(scores), DUPLICATE_IOU).numpy()
-        keep = keep[: self._options.max_detections]
-        return Detections(boxes_xyxy=boxes[keep], scores=scores[keep])
+        limit = self._options.max_detections
+        if self._net.has_proposals:
+            boxes, scores = merge_proposals(boxes, scores, limit=limit)
+        else:
+            keep = geometry.nms(torch.from_numpy(boxes), torch.from_numpy(scores), DUPLICATE_IOU).numpy()[:limit]
+            boxes, scores = boxes[keep], scores[keep]
+        return Detections(boxes_xyxy=boxes, scores=scores)
 
     def _ask_grid(self, features: Features) -> Generator[None, None, tuple[FloatArray, FloatArray]]:
         """Boxes of everything that a grid of points finds in one tile, for checkpoints without a proposal head."""
@@ -435,6 +439,9 @@ def _read_object(prompt: TilePrompt, plane: FloatArray, score: float, request: _
     else:
         plane = np.where(part, plane, np.minimum(plane, -1e-3))
         box = geometry.mask_boxes(torch.from_numpy(plane)[None], MASK_STRIDE).numpy()[0]
+        features = prompt.features
+        if features.proposal_boxes is not None and features.proposal_scores is not None:
+            box = averaged_with_proposal(box, features.proposal_boxes, features.proposal_scores)
     box = geometry.clip_boxes(tile.to_photo(box), photo.size_wh)
     mask = _mask_in_photo(plane, box, tile) if request.want_masks else None
     return _Answer(box_xyxy=box, score=score, mask=mask)

@@ -221,6 +221,14 @@ class Client:
         body = {"task": task, "context": {"result": list(prompts)}}
         return dict(self._post(f"/api/ml/{backend}/interactive-annotating", body))
 
+    def annotate(self, task: int, regions: Sequence[Mapping[str, Any]]) -> int:
+        """Submits an annotation; its id."""
+        return int(self._post(f"/api/tasks/{task}/annotations/", {"result": list(regions)})["id"])
+
+    def export(self, project: int) -> list[dict[str, Any]]:
+        """The annotated tasks as *Export*, *JSON* gives them."""
+        return list(self._get(f"/api/projects/{project}/export", exportType="JSON"))
+
     def _get(self, path: str, **query: Any) -> Any:
         response = self._checked(self._session.get(self.url + path, params=query, timeout=REQUEST_TIMEOUT_S))
         return response.json() if "json" in response.headers.get("Content-Type", "") else None

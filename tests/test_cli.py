@@ -67,6 +67,13 @@ def test_help_loads_nothing_heavy() -> None:
     ("arguments", "told"),
     [
         (["preannotate", "--photos", "{tmp}/none", "--out", "{tmp}/b.json"], "none': expected a folder"),
+        (
+            ["train", "--out", "{tmp}", "--labels", "{tmp}/a.json"],
+            "a.json': the folder of its photos in --pho",
+        ),
+        (["train", "--out", "{tmp}", "--dev", "{tmp}/a.json"], "a.json': the folder of its photos in --dev-p"),
+        (["train", "--out", "{tmp}", "--labels", "{tmp}/a.json", "--photos", "{tmp}"], "a.json': expected COCO"),
+        (["train", "--out", "{tmp}", "--from", "{tmp}/none.safetensors"], "none.safetensors': cannot be read"),
         (["preannotate", "--photos", "{tmp}", "--out", "{tmp}/b.json"], "found none"),
         (["preannotate", "--photos", "{tmp}", "--out", "{tmp}/no/b.json"], "existing folder"),
         (["evaluate", "--photos", "{tmp}", "--coco", "{tmp}/none.json"], "No such file or directory"),

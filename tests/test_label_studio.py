@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +15,13 @@ import pytest
 from conftest import Studio, running_facings
 from PIL import Image
 
+from backend.label_config import parse_label_config
+from backend.regions import regions_from_detections
+from model import Detections
 from model.boxes import iou_matrix
 from model.training.shelves import Shelf, render_shelf
 from scripts.label_studio import ApiError, Client
+from scripts.labels import read_truth
 
 LABEL_CONFIGS = sorted((Path(__file__).parents[1] / "label_config").glob("*.xml"))
 SHELF_BOXES, SHELF_CLASSES = (
@@ -208,6 +213,21 @@ def test_two_projects_with_different_labels_share_one_backend(studio: Studio, fa
 
     labels = [answer["data"]["result"][0]["value"]["rectanglelabels"] for answer in answers]
     assert labels == [["facing"], ["drink"]] * 2
+
+
+def test_what_annotators_submitted_is_read_from_an_export(studio: Studio, tmp_path: Path) -> None:
+    project = studio.client.create_project("export", SHELF_BOXES)
+    done, untouched = shelf_tasks(studio.client, project, tmp_path, range(70, 72))
+    config = parse_label_config(SHELF_BOXES)
+    boxes = done.shelf.boxes_xyxy
+    detections = Detections(boxes_xyxy=boxes, scores=np.ones(len(boxes), np.float32))
+    studio.client.annotate(done.id, regions_from_detections(detections, SIZE_WH, config))
+    export = tmp_path / "export.json"
+    export.write_text(json.dumps(studio.client.export(project)))
+    (truth,) = read_truth(export, tmp_path)
+    assert (truth.image_id, truth.file_name, truth.size_wh) == (done.id, "shelf-70.jpg", SIZE_WH)
+    assert np.abs(truth.boxes_xyxy - boxes).max() < 0.01
+    assert untouched.id != truth.image_id
 
 
 @pytest.fixture
