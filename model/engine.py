@@ -26,7 +26,7 @@ from model.checkpoints import Checkpoint, calibrated_threshold, find_checkpoint
 from model.device import choose_placement
 from model.feature_cache import FeatureCache
 from model.merging import DUPLICATE_IOU, merge_proposals
-from model.network import DECODE_BATCH, MASK_STRIDE, Features, Network, TilePrompt
+from model.network import MASK_STRIDE, Features, Network, TilePrompt
 from model.proposer import averaged_with_proposal, point_grid, prior_box
 from model.scheduler import Lane, Scheduler
 from model.tiling import Tile
@@ -321,7 +321,7 @@ class Engine:
         scores: list[torch.Tensor] = []
         yes = np.ones(1, np.bool_)
         points = point_grid(GRID_POINTS_PER_SIDE, self._net.size).numpy()
-        for batch in _batches(points, DECODE_BATCH):
+        for batch in _batches(points, self._net.decode_batch):
             prompts = [
                 TilePrompt(features=features, points_xy=point[None], is_foreground=yes, box_xyxy=None)
                 for point in batch
@@ -354,7 +354,7 @@ class Engine:
         found: dict[tuple[int, int], _Answer] = {}
         try:
             for group in _same_tokens(tiled):
-                for batch in _batches(group, DECODE_BATCH):
+                for batch in _batches(group, self._net.decode_batch):
                     with self._timed("decode"):
                         found.update(self._decode(batch, requests))
         except Exception as error:
@@ -440,7 +440,11 @@ def _read_object(prompt: TilePrompt, plane: FloatArray, score: float, request: _
         plane = np.where(part, plane, np.minimum(plane, -1e-3))
         box = geometry.mask_boxes(torch.from_numpy(plane)[None], MASK_STRIDE).numpy()[0]
         features = prompt.features
-        if features.proposal_boxes is not None and features.proposal_scores is not None:
+        if (
+            features.proposal_boxes is not None
+            and features.proposal_scores is not None
+            and not request.want_masks  # a mask fills its box
+        ):
             box = averaged_with_proposal(box, features.proposal_boxes, features.proposal_scores)
     box = geometry.clip_boxes(tile.to_photo(box), photo.size_wh)
     mask = _mask_in_photo(plane, box, tile) if request.want_masks else None

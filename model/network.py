@@ -34,7 +34,6 @@ MASK_STRIDE = 4  # tile pixels for each cell of the decoder's logits
 MAX_PROPOSALS = 600  # of one tile, before anything is merged
 PROPOSAL_FLOOR = 0.02  # weaker proposals are never asked for
 PRIOR_LOGIT = 8.0  # of a mask prompt's inside; outside its negative
-DECODE_BATCH = 64  # prompts that share one call of the decoder
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_DEVIATION = (0.229, 0.224, 0.225)
@@ -253,6 +252,11 @@ class Network:
     def encode_batch(self) -> int:
         """Tiles that one call of `encode` should be given."""
         return self._placement.encode_batch
+
+    @property
+    def decode_batch(self) -> int:
+        """Prompts that one call of `decode` should be given."""
+        return self._placement.decode_batch
 
     def encode(self, pixels: PixelArray, tiles: Sequence[Tile]) -> list[Features]:
         """Features of each tile of the photo `pixels`, uint8 `[H, W, 3]`, in one batch."""

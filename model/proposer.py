@@ -31,7 +31,10 @@ class ProposalHead(nn.Module):
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
         self.tower = nn.Sequential(
-            convolution(in_channels, channels), nn.ReLU(), convolution(channels, channels), nn.ReLU()
+            convolution(in_channels, channels),
+            nn.ReLU(inplace=True),
+            convolution(channels, channels),
+            nn.ReLU(inplace=True),
         )
         self.centre = nn.Conv2d(channels, 1, kernel_size=1)
         self.edges = nn.Conv2d(channels, 4, kernel_size=1)

@@ -29,8 +29,8 @@ class ResidualBlock(nn.Module):
         self.second = convolution(channels, channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        inner = torch.relu(self.first(x))
-        return torch.relu(x + self.second(inner))
+        inner = torch.relu_(self.first(x))
+        return torch.relu_(self.second(inner).add_(x))  # in place: fresh memory costs more than the arithmetic
 
 
 class ConvTrunk(nn.Module):
@@ -48,12 +48,12 @@ class ConvTrunk(nn.Module):
         if len(channels) != 4 or len(depths) != 4:
             raise ValueError(f"trunk: expected 4 channels and 4 depths, got {list(channels)} and {list(depths)}")
         self.channel_list = list(channels)[::-1]  # ImageEncoder compares it with the neck's, coarsest first
-        self.stem = nn.Sequential(convolution(3, channels[0] // 2 + 4, stride=2), nn.ReLU())
+        self.stem = nn.Sequential(convolution(3, channels[0] // 2 + 4, stride=2), nn.ReLU(inplace=True))
         widths = [channels[0] // 2 + 4, *channels]
         self.stages = nn.ModuleList(
             nn.Sequential(
                 convolution(before, width, stride=2),
-                nn.ReLU(),
+                nn.ReLU(inplace=True),
                 *(ResidualBlock(width) for _ in range(depth)),
             )
             for before, width, depth in zip(widths[:-1], channels, depths, strict=True)

@@ -16,7 +16,7 @@ from model.device import Placement
 from model.network import FacingsModule, Network, build_module, load_weights
 from model.types import CheckpointError
 
-CPU = Placement(device=torch.device("cpu"), autocast=None, encode_batch=1, reason="test")
+CPU = Placement(device=torch.device("cpu"), autocast=None, encode_batch=1, decode_batch=16, reason="test")
 
 
 @pytest.fixture(scope="module")

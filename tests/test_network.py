@@ -16,7 +16,7 @@ from model.training.shelves import render_shelf
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # in sam2
 
-CPU = Placement(device=torch.device("cpu"), autocast=None, encode_batch=1, reason="test")
+CPU = Placement(device=torch.device("cpu"), autocast=None, encode_batch=1, decode_batch=16, reason="test")
 WHOLE = Tile(left=0, top=0, side=1024, size=1024, level=0)
 CLICK = (np.array([[400.0, 300.0]], np.float32), np.array([True]), None)
 POINTS = (np.array([[400.0, 300.0], [520.0, 310.0]], np.float32), np.array([True, False]), None)

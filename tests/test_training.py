@@ -236,7 +236,7 @@ def test_the_loss_falls_a_killed_run_goes_on_and_the_weights_load(tmp_path: Path
     assert last < first
     checkpoint = find_checkpoint(str(path), config=None, has_gpu=False)
     assert checkpoint.config == "facings-nano"
-    cpu = Placement(device=torch.device("cpu"), autocast=None, encode_batch=1, reason="test")
+    cpu = Placement(device=torch.device("cpu"), autocast=None, encode_batch=1, decode_batch=16, reason="test")
     assert Network(checkpoint, cpu).has_proposals
 
 
