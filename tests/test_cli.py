@@ -69,9 +69,9 @@ def test_help_loads_nothing_heavy() -> None:
         (["preannotate", "--photos", "{tmp}/none", "--out", "{tmp}/b.json"], "none': expected a folder"),
         (
             ["train", "--out", "{tmp}", "--labels", "{tmp}/a.json"],
-            "a.json': the folder of its photos in --pho",
+            "of its photos in --photos",
         ),
-        (["train", "--out", "{tmp}", "--dev", "{tmp}/a.json"], "a.json': the folder of its photos in --dev-p"),
+        (["train", "--out", "{tmp}", "--dev", "{tmp}/a.json"], "of its photos in --dev-photos"),
         (["train", "--out", "{tmp}", "--labels", "{tmp}/a.json", "--photos", "{tmp}"], "a.json': expected COCO"),
         (["train", "--out", "{tmp}", "--from", "{tmp}/none.safetensors"], "none.safetensors': cannot be read"),
         (["preannotate", "--photos", "{tmp}", "--out", "{tmp}/b.json"], "found none"),
