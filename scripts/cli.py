@@ -205,7 +205,7 @@ def evaluate(
 @app.command()
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/nano"),
-    minutes: Annotated[float, typer.Option(min=0, help="Length of the run; the learning rate follows it.")] = 60.0,
+    minutes: Annotated[float, typer.Option(min=0.01, help="Length of the run; the learning rate follows it.")] = 60.0,
     labels: Annotated[
         Path | None,
         typer.Option(

@@ -5,12 +5,14 @@ Knows files of labels and the evaluation; the training itself is model.training.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scripts.console import CommandError, track
 from scripts.labels import Truth
-from scripts.photos import read_pixels
+from scripts.photos import read_ahead, read_pixels
 
 if TYPE_CHECKING:
     from model.training.loop import TrainOptions
@@ -18,14 +20,22 @@ if TYPE_CHECKING:
 
 
 def labelled_photos(truths: Sequence[Truth], photos_dir: Path) -> LabelledPhotos:
-    """Photos with known boxes, as training takes them."""
+    """Photos with known boxes, as training takes them. Each is read once before: what cannot serve is told on standard
+    error and left out. Raises CommandError when nothing is left."""
     from model.training.samples import LabelledPhoto, LabelledPhotos
 
-    photos = [
-        LabelledPhoto(path=photos_dir / truth.file_name, boxes_xyxy=truth.boxes_xyxy.astype("float32"))
-        for truth in truths
-    ]
-    return LabelledPhotos(photos=tuple(photos), read=read_pixels)
+    usable = []
+    outcomes = zip(truths, read_ahead(photos_dir / truth.file_name for truth in truths), strict=True)
+    for truth, (path, photo) in track(outcomes, total=len(truths), label="labels"):
+        if isinstance(photo, Exception):
+            print(f"left out {str(path)!r}: {photo}", file=sys.stderr)
+        elif photo.size_wh != truth.size_wh:
+            print(f"left out {str(path)!r}: labelled at {truth.size_wh}, but it is {photo.size_wh}", file=sys.stderr)
+        elif len(truth.boxes_xyxy):
+            usable.append(LabelledPhoto(path=path, boxes_xyxy=truth.boxes_xyxy.astype("float32")))
+    if not usable:
+        raise CommandError(f"{str(photos_dir)!r}: expected photos with boxes to learn from, found none that can serve")
+    return LabelledPhotos(photos=tuple(usable), read=read_pixels)
 
 
 def scorer(truths: Sequence[Truth], photos_dir: Path, device: str) -> Callable[[Path], dict[str, float]]:

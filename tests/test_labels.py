@@ -11,6 +11,7 @@ from PIL import Image
 
 from scripts.console import CommandError
 from scripts.labels import read_truth
+from scripts.train import labelled_photos
 
 
 def rectangle(x: float, y: float, width: float, height: float, **value: float) -> dict[str, Any]:
@@ -106,3 +107,23 @@ def test_a_file_that_cannot_serve_is_refused_in_one_line(folder: Path, content: 
     with pytest.raises(CommandError, match=culprit) as caught:
         read(folder, content)
     assert "\n" not in str(caught.value)
+
+
+def test_photos_that_cannot_serve_are_left_out_of_training_with_a_line_each(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "broken.png").write_bytes(b"no photo")
+    Image.new("RGB", (30, 20)).save(folder / "small.png")
+    truths = read(
+        folder,
+        [
+            task(i, name, {"result": [rectangle(0, 0, 9, 9)]})
+            for i, name in enumerate(("broken.png", "a.png", "small.png"))
+        ],
+    )
+    assert [photo.path.name for photo in labelled_photos(truths, folder).photos] == ["a.png"]
+    told = capsys.readouterr().err
+    assert "broken.png" in told
+    assert "(400, 200), but it is (30, 20)" in told
+    with pytest.raises(CommandError, match="none that can serve"):
+        labelled_photos(truths[::2], folder)

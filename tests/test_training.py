@@ -26,6 +26,8 @@ from model.training.samples import BEYOND_RGB, LabelledPhoto, LabelledPhotos, Sa
 from model.training.shelves import render_shelf
 from model.training.targets import dense_targets, prompt_targets
 
+TINY = TrainOptions(out=Path("run"), minutes=0.15, batch_size=2, prompts_per_picture=1, picture_px=96, workers=0)
+
 
 def test_no_facings_give_empty_targets() -> None:
     targets = dense_targets(np.zeros((0, 4), np.float32), 64, 64)
@@ -181,17 +183,8 @@ def test_fine_tuning_learns_from_labelled_photos_and_the_measured_threshold_stay
         tiny = Samples(seed=0, picture_px=96, prompts_per_picture=1, labelled=labelled)
         seen += [bool(sample["has_masks"]) for sample in tiny.samples(index)]
     assert {True, False} == set(seen)
-    options = TrainOptions(
-        out=tmp_path / "run",
-        minutes=0.15,
-        start_from=BUNDLED_WEIGHTS,
-        labelled=labelled,
-        batch_size=2,
-        prompts_per_picture=1,
-        picture_px=96,
-        workers=0,
-        report_every=1,
-        score_every_s=0.0,
+    options = replace(
+        TINY, out=tmp_path / "run", start_from=BUNDLED_WEIGHTS, labelled=labelled, report_every=1, score_every_s=0.0
     )
     reports: list[dict[str, float]] = []
     path = train(options, reports.append, score=lambda _: {"dev_ap": 0.5, "score_threshold": 0.35})
@@ -216,17 +209,7 @@ def test_the_loss_falls_a_killed_run_goes_on_and_the_weights_load(tmp_path: Path
         if len(reports) == 3:
             raise Killed
 
-    options = TrainOptions(
-        out=tmp_path,
-        minutes=0.4,
-        batch_size=2,
-        prompts_per_picture=1,
-        picture_px=96,
-        workers=0,
-        report_every=4,
-        learning_rate=4e-3,
-        save_every_s=0.0,
-    )
+    options = replace(TINY, out=tmp_path, minutes=0.4, report_every=4, learning_rate=4e-3, save_every_s=0.0)
     with pytest.raises(Killed):
         train(options, kill)
     steps_before = reports[-1]["step"]
