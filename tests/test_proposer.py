@@ -21,9 +21,10 @@ def prior(
     return prior_box(PROPOSALS, SCORES, points_xy, np.array(labels, bool), box_xyxy)
 
 
-def test_an_annotators_box_alone_stands_as_it_is() -> None:
+@pytest.mark.parametrize("click", [[], [(60.0, 60.0)]])
+def test_an_annotators_box_stands_as_it_is_also_with_a_click(click: list[tuple[float, float]]) -> None:
     box = [1.0, 2.0, 39.0, 110.0]
-    assert np.array_equal(prior([], [], box), box)  # type: ignore[arg-type]
+    assert np.array_equal(prior(click, [True] * len(click), box), box)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("click", "meant"), [((20, 60), UNIT), ((20, 82), LABEL), ((60, 60), NEIGHBOUR)])

@@ -21,8 +21,9 @@ MARGIN = 0.12  # canvas beyond each edge of the picture, as a share of its side
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """How the camera stands to the shelf. Turns are the relative change of distance across half the picture."""
+    """How the camera stands to the shelf. Yaw and pitch are the relative change of distance across half the picture."""
 
+    turn: float  # radians between the camera's picture and the shelf's front; positive: the right is nearer
     yaw: float
     pitch: float
     roll: float  # radians
@@ -33,10 +34,13 @@ class View:
 
 def new_view(dice: Dice, *, calm: bool) -> View:
     strength = 0.35 if calm else 1.0
-    oblique = dice.weighted({"frontal": 0.5, "turned": 0.3, "along the aisle": 0.2})
-    spread = {"frontal": 0.05, "turned": 0.2, "along the aisle": 0.42}[oblique]
+    oblique = dice.weighted({"frontal": 0.42, "turned": 0.33, "along the aisle": 0.25})
+    low, high = {"frontal": (0, 10), "turned": (10, 35), "along the aisle": (35, 66)}[oblique]
+    turn = strength * math.radians(dice.between(low, high)) * dice.pick((-1, 1))
+    seen = dice.between(0.1, 0.45)  # tangent of half the angle that the picture covers
     return View(
-        yaw=strength * spread * dice.between(0.3, 1.0) * dice.pick((-1, 1)),
+        turn=turn,
+        yaw=min(0.48, math.tan(abs(turn)) * seen) * (1 if turn > 0 else -1),
         pitch=dice.rng.normal() * 0.04 * strength,
         roll=math.radians(dice.rng.normal() * 1.2 if dice.chance(0.85) else dice.between(-6, 6) * strength),
         bend=dice.rng.normal() * 0.006 if dice.chance(0.8) else dice.between(-0.03, 0.025) * strength,
@@ -101,7 +105,9 @@ def photograph(dice: Dice, rgb: Pixels) -> Pixels:
         grey = cv2.cvtColor(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
         keep = dice.between(0.6, 1.25)
         photo = cv2.addWeighted(photo, keep, grey, 1 - keep, 0)
-    softness = dice.weighted({"sharp": 0.46, "soft": 0.35, "defocus": 0.04, "motion": 0.05, "enlarged": 0.1})
+    softness = dice.weighted(
+        {"sharp": 0.4, "soft": 0.31, "defocus": 0.04, "motion": 0.05, "enlarged": 0.1, "smeared": 0.1}
+    )
     if softness == "soft":
         photo = cv2.GaussianBlur(photo, (0, 0), dice.between(0.4, 1.0))
     elif softness == "defocus":
@@ -117,7 +123,9 @@ def photograph(dice: Dice, rgb: Pixels) -> Pixels:
         share = dice.between(0.45, 0.85)
         less = cv2.resize(photo, (int(width * share), int(height * share)), interpolation=cv2.INTER_AREA)
         photo = cv2.resize(less, (width, height), interpolation=cv2.INTER_LINEAR)
-    if dice.chance(0.75):
+    elif softness == "smeared":  # grain that a phone has taken away again, and fine print with it
+        photo = cv2.medianBlur(_grain(dice, photo), dice.pick((3, 3, 5)))
+    if dice.chance(0.35 if softness == "smeared" else 0.75):
         photo = _grain(dice, photo)
     if dice.chance(0.45):
         amount = dice.between(0.2, 1.1)

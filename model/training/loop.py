@@ -33,6 +33,7 @@ Batch = dict[str, torch.Tensor]
 
 SAM_STRIDE = 16  # pixels of the tile for each cell of the embedding that prompts are compared with
 SECOND_ROUND_SHARE = 0.25  # of the steps
+WARM_UP_SHARE = 0.03  # of the run, in which the learning rate rises to its height
 Report = dict[str, float]
 
 
@@ -213,9 +214,11 @@ class _Run:
 
     def learn(self, batch: Batch, *, canvas_offset: tuple[int, int], second_round: bool) -> dict[str, float]:
         """One step; returns its losses."""
-        cosine = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(self.elapsed_s / self.limit_s, 1.0)))
+        done = min(self.elapsed_s / self.limit_s, 1.0)
+        cosine = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
+        warmth = 0.01 + 0.99 * min(1.0, done / WARM_UP_SHARE)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.options.learning_rate * min(1.0, (self.step + 1) / 200) * cosine
+            group["lr"] = self.options.learning_rate * warmth * cosine
         with torch.autocast(torch.device(self.options.device).type, torch.bfloat16):
             losses = losses_of(self.module, batch, canvas_offset=canvas_offset, second_round=second_round)
         total = torch.stack([WEIGHTS_OF_LOSSES[name] * loss for name, loss in losses.items()]).sum()

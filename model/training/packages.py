@@ -136,6 +136,8 @@ KINDS: dict[str, tuple[float, float, float, float, float]] = {
 ROUND = frozenset(_PROFILES)
 STACKABLE = {"box", "flatbox", "can", "tin", "tub", "multipack", "pillow", "cup", "canister", "jar"}
 SQUARE = {"box", "flatbox", "carton", "multipack"}
+FLAT = SQUARE | {"blister", "cutout"}
+SOFT = {"bag", "pillow", "tube"}
 LIDDED = {"can", "tin", "tub", "cup"}
 NECKED = {"bottle", "soda", "wine", "flask", "spray", "trigger", "pump"}
 HANGING = {"blister", "bag"}
@@ -176,6 +178,9 @@ def _round_body(
         }[liquid]
     elif brand.kind in {"can", "tin"}:
         body = (168, 170, 174)
+    if liquid and dice.chance(0.35):  # the label sits higher or lower, is narrower or covers all
+        label_top = float(np.clip(label_top + dice.between(-0.12, 0.12), cap_end + 0.05, 0.8))
+        label_end = float(np.clip(label_top + dice.between(0.14, 0.6), label_top + 0.1, 0.97))
     image: Pixels = np.empty((height, width, 3), np.uint8)
     image[:] = body
     if brand.kind in {"bottle", "soda", "jar", "flask"} and dice.chance(0.4):
@@ -200,6 +205,12 @@ def _round_body(
     light = gleam * np.exp(-(((across - glint) / glint_width) ** 2))
     if liquid and width >= 8:
         light = light + 1.4 * _reflections(dice, across, y)
+    if liquid in {"vivid", "clear", "amber", "green"} and dice.chance(0.4):  # lit from behind; ribs in the plastic
+        glow = dice.between(0.3, 1.2) * (1 - across * across)
+        if dice.chance(0.5):
+            glow = glow * (1 + dice.between(0.1, 0.4) * np.sin(y * dice.between(40, 90)))[:, None]
+        outside = (y < label_top) | (y > label_end)
+        shade = shade * np.where(outside[:, None], 1 + glow, 1.0)
     out = image * (shade * dice.between(0.95, 1.15))[:, :, None] + (light * 150)[:, :, None]
     alpha = (np.abs(x)[None, :] <= profile[:, None]).astype(np.uint8) * 255
     if liquid in {"clear", "vivid", "green", "amber"}:  # what stands behind shines through, but for cap and label

@@ -14,7 +14,7 @@ import numpy as np
 
 from model.training.artwork import Brand, new_palette, recolour
 from model.training.canvas import Sprite
-from model.training.packages import KINDS, ROUND, STACKABLE, draw_package
+from model.training.packages import FLAT, KINDS, ROUND, SOFT, SQUARE, STACKABLE, draw_package
 from model.training.paint import Dice, Pixels, Rgb, invented_word, resized
 from model.training.textures import Textures
 
@@ -40,11 +40,17 @@ class _Print:
 
 @dataclass(kw_only=True, eq=False)
 class Product:
-    """A product and its units: prints[0] is the plain one; all are drawn when first used."""
+    """A product and its units: prints[0] is the plain one; all are drawn when first used.
+
+    Sizes in pixels, as they are seen at the angle of the camera: width and height of a unit, pitch from one unit of a
+    row to the next (round units hide each other), depth of a unit from front to back.
+    """
 
     kind: str
     width: int
     height: int
+    pitch: int
+    depth: float
     colour: Rgb
     cap: Rgb  # of its lid
     rgb: Pixels  # larger than the units
@@ -66,7 +72,7 @@ class Product:
         rgb[:] = self.colour
         at = dice.whole(0, rgb.shape[1] - self.rgb.shape[1])
         rgb[:, at : at + self.rgb.shape[1]] = self.rgb
-        return replace(self, width=width, rgb=rgb, alpha=np.full(rgb.shape[:2], 255, np.uint8), _drawn={})
+        return replace(self, width=width, pitch=width, rgb=rgb, alpha=np.full(rgb.shape[:2], 255, np.uint8), _drawn={})
 
     @property
     def rear(self) -> Sprite:
@@ -106,9 +112,11 @@ class Product:
 class Designer:
     """Invents brands and products for one picture and keeps them for repeats."""
 
-    def __init__(self, dice: Dice, facing_px: float, textures: Textures | None) -> None:
+    def __init__(self, dice: Dice, facing_px: float, foreshortening: float, textures: Textures | None) -> None:
+        """foreshortening: width of the shelf's front as it is seen, as a share of its width."""
         self.dice = dice
         self.facing_px = facing_px
+        self.foreshortening = foreshortening
         self.textures = textures
         self.products: list[Product] = []
         self.brand: Brand | None = None
@@ -197,12 +205,21 @@ class Designer:
         size = dice.between(0.9, 1.1) if brand.variants and dice.chance(0.2) else 1.0
         width = max(5, round(brand.width * size))
         height = max(5, round(min(brand.width * brand.aspect * size, room_px)))
+        depth = width * dice.between(0.5, 1.1) if brand.kind in SQUARE else width
+        pitch = width
+        if brand.kind in FLAT:
+            width = pitch = max(5, round(width * self.foreshortening))
+        elif brand.kind in SOFT:
+            width = max(5, round(width * self.foreshortening**0.5))
+            pitch = max(5, round(width * self.foreshortening**0.5))
+        else:
+            pitch = max(5, round(width * self.foreshortening))
         if brand.kind == "cutout":
             rgba = self._cutout()
             rows, columns = rgba.shape[:2]
             taller = float(np.clip(0.75 * room_px * columns / (width * rows), 1, 1.6))
             height = max(5, round(min(room_px, width * taller * rows / columns)))
-            width = max(5, round(height * columns / rows))
+            width = pitch = max(5, round(height * columns / rows * self.foreshortening))
             rgb = recolour(dice, np.ascontiguousarray(rgba[:, :, :3]), 0.5)
             alpha: Pixels = np.ascontiguousarray(rgba[:, :, 3])
         else:
@@ -227,6 +244,8 @@ class Designer:
             kind=brand.kind,
             width=width,
             height=height,
+            pitch=pitch,
+            depth=depth,
             colour=brand.palette[0],
             cap=dice.pick((brand.palette[1], (205, 206, 208), (240, 240, 238))),
             rgb=rgb,

@@ -21,8 +21,8 @@ from model.training.targets import dense_targets, prompt_targets
 from model.types import FloatArray, PixelArray
 
 #: Typical widths of facings in the pictures, in pixels: what the tiles of shelf photos show. Half of the pictures have
-#: less than 64 px; as these show many more facings, most facings that are learned from are small.
-FACING_PX = (17.0, 150.0)
+#: less than 48 px; as these show many more facings, most facings that are learned from are small.
+FACING_PX = (16.0, 145.0)
 BEYOND_RGB = (124, 116, 104)  # what the network sees beyond a photo: the mean colour
 MAX_ENLARGEMENT = 1.5  # of a labelled photo
 LABELLED_SHARE = 0.5  # of the pictures, when there are labelled photos: the rest keeps what rendered shelves taught
@@ -88,7 +88,7 @@ class Samples(IterableDataset[Sample]):
         """Picture `index` as it is and mirrored in other light; none when it shows too few facings to prompt."""
         number = (self.seed << 32) + index
         rng = np.random.default_rng(number)
-        facing_px = FACING_PX[0] + (FACING_PX[1] - FACING_PX[0]) * rng.random() ** 1.5
+        facing_px = FACING_PX[0] + (FACING_PX[1] - FACING_PX[0]) * rng.random() ** 2
         is_labelled = self.labelled is not None and rng.random() < LABELLED_SHARE
         if is_labelled and self.labelled is not None:
             photo = self.labelled.photos[rng.integers(len(self.labelled.photos))]

@@ -6,6 +6,7 @@ not know how a package is drawn, nor what the camera makes of the scene.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -44,7 +45,7 @@ class _Style:
     tag_chance: float
     board: Rgb
     rise: float  # how far a rear unit shows above its front unit at eye level, per unit height
-    drift: float  # and to the side, per unit width
+    drift: float  # and to the side, per unit depth
     depth: float  # how much both change from one end of the canvas to the other
     eye: tuple[float, float]  # where the vanishing point lies, as shares of the canvas
     rear_chance: float
@@ -71,7 +72,7 @@ def _new_style(dice: Dice, view: View) -> _Style:
         tag_chance=dice.pick((0.3, 0.7, 0.9, 1.0)),
         board=tint(rail, dice.between(0.4, 0.9)),
         rise=dice.between(-0.02, 0.06),
-        drift=view.yaw * dice.between(0.3, 1.0),
+        drift=math.sin(view.turn) * dice.between(0.6, 1.1),
         depth=dice.between(0.05, 0.3),
         eye=(0.5 + view.eye_x * 0.6, dice.between(-0.3, 0.8)),
         rear_chance=dice.pick((0.5, 0.9, 1.0)),
@@ -87,7 +88,7 @@ class Scene:
     def __init__(self, dice: Dice, canvas: Canvas, facing_px: float, view: View, textures: Textures | None) -> None:
         self.dice, self.canvas, self.facing_px = dice, canvas, facing_px
         self.style = _new_style(dice, view)
-        self.designer = Designer(dice, facing_px, textures)
+        self.designer = Designer(dice, facing_px, math.cos(view.turn), textures)
 
     def draw(self, *, whole: bool) -> None:
         dice, canvas = self.dice, self.canvas
@@ -286,7 +287,7 @@ class Scene:
         return float(np.clip(style.rise + style.depth * (y / self.canvas.height - style.eye[1]), -0.04, 0.26))
 
     def _drift(self, x: float) -> float:
-        """How far a rear unit is shifted there, per unit width: towards the vanishing point."""
+        """How far a rear unit is shifted there, per unit depth: towards the vanishing point."""
         style = self.style
         return style.drift + style.depth * (style.eye[0] - x / self.canvas.width)
 
@@ -305,7 +306,7 @@ class Scene:
                 x += self.facing_px * dice.between(0.3, 2)
                 continue
             product = self.designer.product(room * fill / (2 if only else 1), kinds=only)
-            step = product.width * (1 + spacing)
+            step = product.pitch * (1 + spacing)
             if x + product.width > x1:
                 misses += 1
                 continue
@@ -339,7 +340,7 @@ class Scene:
         trays = [group for group in placed if dice.chance(0.09)]
         for product, left, right, _, _ in trays:
             self._tray_lip(left, right, y, dice.between(0.12, 0.4) * product.height, product)
-        if dice.chance(0.15):
+        if dice.chance(0.2):
             self._bars(x0, x1, y, room)
         if dice.chance(0.1):  # clear dividers
             for _, left, right, _, _ in placed:
@@ -361,7 +362,7 @@ class Scene:
                 depth = min(depth, 1)
             stagger = dice.between(-0.5, 0.5) if product.kind in NECKED and dice.chance(0.6) else 0.0
             for i in range(count):
-                x = start + i * product.width * (1 + spacing)
+                x = start + i * product.pitch * (1 + spacing)
                 here = max(1, levels - (dice.whole(0, 2) if dice.chance(0.2) else 0))
                 lost = dice.chance(0.03)
                 for level in range(min(levels, here + 1)):
@@ -369,7 +370,7 @@ class Scene:
                         base = y - level * product.height - max(0.0, rise) * product.height * k * 0.8
                         if k > 1 and base - product.height < y - 1.03 * room:
                             continue
-                        left = x + (self._drift(x) * k + stagger * (k % 2)) * product.width
+                        left = x + self._drift(x) * k * product.depth + stagger * (k % 2) * product.pitch
                         rear.append((k, product, left, base, lost and k == 1))
                 if not lost:
                     wobble = dice.between(-0.02, 0.02) * product.width if spacing else 0.0
@@ -389,7 +390,7 @@ class Scene:
         height, width = sprite.rgb.shape[:2]
         drift, rise = self._drift(x), self._rise(y + height)
         top = int(min(0.16 * height, 0.45 * width * rise * 2)) if on_top else 0
-        shift = int(drift * width * 0.8)
+        shift = int(drift * product.depth * 0.8)
         if product.kind in LIDDED:
             if top >= 2:
                 lid = np.zeros((2 * top, width, 3), np.uint8)
@@ -490,7 +491,7 @@ class Scene:
                     if dice.chance(0.4):
                         w = product.width * dice.between(0.25, 0.5)
                         self._tag(middle - w / 2, drop - w * 0.2, w, w * 0.5, self.style.tag)
-                    x += product.width * (1 + gap * dice.between(0.5, 1.5))
+                    x += product.pitch * (1 + gap * dice.between(0.5, 1.5))
                 x += product.width * dice.between(0, 0.25)
 
     def _wall_of_packs(self, x0: float, x1: float, ledges: list[tuple[float, float]]) -> None:
@@ -503,27 +504,27 @@ class Scene:
         x = x0
         while x < x1:
             product = self.designer.product(self.facing_px * dice.between(1.4, 3.0), kinds=kinds)
-            columns = min(dice.whole(1, 6), max(1, int((x1 - x) / product.width)))
+            columns = min(dice.whole(1, 6), max(1, int((x1 - x) / product.pitch)))
             lip = product.height * dice.between(0.1, 0.3) if product.kind in {"can", "soda"} else 0.0
             seam = dice.pick((0, 0, 1, 0.03 * product.height))
-            if floor - top < product.height:
-                return
-            canvas.fill(x, top, x + columns * product.width, floor, tint(product.colour, 0.25), covers=False)
+            top = min(top, floor - product.height * dice.between(2, 5))
+            canvas.fill(x, top, x + columns * product.pitch, floor, tint(product.colour, 0.25), covers=False)
             y = floor
             mix = dice.chance(0.3)
             lengthwise = product.lengthwise(dice) if product.kind in SQUARE and dice.chance(0.4) else product
             while y - product.height >= top:
                 layer = dice.pick((product, lengthwise))
-                for column in range(columns * product.width // layer.width):
+                order = range(columns * product.pitch // layer.pitch)
+                for column in order if self._drift(x) > 0 else reversed(order):
                     sprite = layer.upright(dice)
-                    left = x + column * layer.width + (dice.between(-0.03, 0.03) * product.width if seam else 0)
+                    left = x + column * layer.pitch + (dice.between(-0.03, 0.03) * product.width if seam else 0)
                     canvas.stamp(sprite, round(left), round(y) - sprite.rgb.shape[0], facing=True)
                 if lip:
-                    self._tray_lip(x, x + columns * product.width, y, lip, product)
+                    self._tray_lip(x, x + columns * product.pitch, y, lip, product)
                 y -= product.height + seam
                 if mix and dice.chance(0.25):
                     break
-            x += columns * product.width * dice.between(1.0, 1.04)
+            x += columns * product.pitch * dice.between(1.0, 1.04)
             if x + product.width > x1:
                 break
 
