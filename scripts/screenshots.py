@@ -1,4 +1,5 @@
 """Makes the README's pictures: a real Label Studio, the real backend, a real browser, on a rendered shelf.
+And the picture of the checkpoint's card: rendered shelves that it reads worst.
 
 Run as `python -m scripts.screenshots`. The browser test looks at the same photo through the same eyes.
 """
@@ -22,6 +23,8 @@ from scripts.label_studio import Account, Client
 from scripts.processes import LOOPBACK, free_port
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from model.training.shelves import Shelf
 
 PICTURES = ROOT / "docs" / "pictures"
@@ -29,6 +32,11 @@ PHOTO_SEED = 17
 PHOTO_SIZE_WH = (1600, 1200)
 WINDOW_SIZE_WH = (1600, 1000)
 COLOURS = 128  # of a picture's palette; keeps it small
+WEAK_OF = 60  # rendered shelves, of which the worst are shown
+WEAK_SHOWN = 4  # two by two
+WEAK_SIZE_PX = 1000
+WEAK_FACING_PX = 55.0
+RIGHT, FALSE, MISSED = (40, 220, 60), (255, 225, 0), (255, 40, 40)
 
 
 def photo(folder: Path) -> tuple[Path, Shelf]:
@@ -97,6 +105,50 @@ def _picture(page: Annotator, path: Path) -> None:
         image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
+def weaknesses() -> Image:
+    """The rendered shelves with most corrections for each facing: right boxes, false ones and missed
+    facings in the colours above."""
+    from PIL import Image, ImageDraw
+
+    from model import Engine, EngineOptions, Photo
+    from model.training.shelves import render_shelf
+    from scripts.evaluate import count_corrections, match
+    from scripts.labels import Truth
+
+    engine = Engine(EngineOptions())
+    drawn: list[tuple[float, Image.Image]] = []
+    side = WEAK_SIZE_PX
+    for seed in range(WEAK_OF):
+        shelf = render_shelf(seed, (side, side), facing_px=WEAK_FACING_PX)
+        truth = Truth(
+            image_id=seed,
+            file_name="",
+            size_wh=(side, side),
+            boxes_xyxy=shelf.boxes_xyxy.astype(np.float64),
+            crowds_xyxy=np.zeros((0, 4)),
+        )
+        found = engine.preannotate(Photo(pixels=shelf.photo_rgb))
+        owner = match(found.boxes_xyxy, found.scores, truth).truth_index
+        picture = Image.fromarray(shelf.photo_rgb)
+        draw = ImageDraw.Draw(picture)
+        missed = np.delete(truth.boxes_xyxy, owner[owner >= 0], axis=0)
+        for colour, boxes in (
+            (MISSED, missed),
+            (RIGHT, found.boxes_xyxy[owner >= 0]),
+            (FALSE, found.boxes_xyxy[owner < 0]),
+        ):
+            for box in boxes:
+                draw.rectangle(box.tolist(), outline=colour, width=2)
+        (corrections,) = count_corrections([truth], [found], [engine.score_threshold])
+        drawn.append((corrections.per_100() if len(truth.boxes_xyxy) > 30 else 0.0, picture))
+    engine.close()
+    worst = sorted(drawn, key=lambda entry: -entry[0])[:WEAK_SHOWN]
+    page = Image.new("RGB", (2 * side, 2 * side))
+    for place, (_, picture) in enumerate(worst):
+        page.paste(picture, (side * (place % 2), side * (place // 2)))
+    return page.resize((side, side), reducing_gap=3)
+
+
 def main() -> None:
     """Starts what the pictures need, takes them and stops everything."""
     chromium = find_chromium()
@@ -121,7 +173,8 @@ def main() -> None:
             (task,) = client.upload(project, {path.name: path})
             with annotator(chromium, client.url, account, size_wh=WINDOW_SIZE_WH) as page:
                 take_pictures(page, project, task, clear_facings(shelf, 2), PICTURES)
-    print(*sorted(PICTURES.glob("*.png")), sep="\n")
+    weaknesses().save(PICTURES / "weaknesses.jpg", quality=85)
+    print(*sorted(PICTURES.iterdir()), sep="\n")
 
 
 if __name__ == "__main__":
