@@ -66,6 +66,12 @@ def _log_level(text: str) -> str:
     return text.lower()
 
 
+def _proposals(text: str) -> str:
+    if text.lower() not in ("auto", "learned", "grid"):
+        raise _Wrong("auto, learned or grid")
+    return text.lower()
+
+
 def _device(text: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text, re.ASCII):
         raise _Wrong("auto, cpu, cuda or cuda:N")
@@ -116,6 +122,14 @@ class Settings:
     )
     device: str = _setting(
         "auto", "Where the network runs: `auto`, `cpu`, `cuda` or `cuda:N`. `auto`: a GPU if there is one.", _device
+    )
+    proposals: str = _setting(
+        "auto",
+        "Where pre-annotation looks for facings. `learned`: what a learned head proposes, drawn by the checkpoint; "
+        "those of SAM 2 are lent the head of `facings-nano`. `grid`: a grid of points, as in SAM 2's own mask "
+        "generator, which finds any objects and takes far longer. `auto`: `learned`, and for SAM 2 the grid on photos "
+        "where nothing is proposed.",
+        _proposals,
     )
     cache_mb: int = _setting(
         1024, "MiB of photo features kept, so that clicks on a known photo are quick.", _integer(0, 1 << 20)
@@ -213,6 +227,7 @@ class Settings:
             checkpoint=self.checkpoint,
             checkpoint_config=self.checkpoint_config,
             device=self.device,
+            proposals=self.proposals,  # type: ignore[arg-type]  # one of three, as the setting says
             cache_bytes=self.cache_mb * MIB,
             score_threshold=self.score_threshold,
             max_detections=self.max_detections,

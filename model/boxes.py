@@ -7,11 +7,22 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch.nn import functional
 from torchvision.ops import nms
 
 from model.types import FloatArray
 
-__all__ = ["clip_boxes", "iou_matrix", "mask_boxes", "nms", "stability_scores"]
+__all__ = [
+    "cells_inside",
+    "clip_boxes",
+    "enlarged",
+    "iou_matrix",
+    "mask_boxes",
+    "nms",
+    "paired_iou",
+    "pixel_boxes",
+    "stability_scores",
+]
 
 
 def iou_matrix(boxes_a: FloatArray, boxes_b: FloatArray) -> FloatArray:
@@ -23,9 +34,46 @@ def iou_matrix(boxes_a: FloatArray, boxes_b: FloatArray) -> FloatArray:
     return np.asarray(np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0), np.float32)
 
 
+def paired_iou(boxes_a: FloatArray, boxes_b: FloatArray) -> FloatArray:
+    """Intersection over union of each box with its counterpart, `[N]` from `[N, 4]` and `[N, 4]`."""
+    sides = np.minimum(boxes_a[:, 2:], boxes_b[:, 2:]) - np.maximum(boxes_a[:, :2], boxes_b[:, :2])
+    intersection = np.clip(sides, 0, None).prod(1)
+    union = sum((boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (boxes_a, boxes_b)) - intersection
+    return np.asarray(intersection / np.maximum(union, 1e-9), np.float32)
+
+
 def clip_boxes(boxes_xyxy: FloatArray, size_wh: tuple[int, int]) -> FloatArray:
     """Boxes cut to `[0, width] × [0, height]`."""
     return np.clip(boxes_xyxy, 0, np.array(size_wh * 2, np.float32)).astype(np.float32)
+
+
+def cells_inside(boxes_xyxy: torch.Tensor, side: int, stride: float) -> torch.Tensor:
+    """Which cells of a map of `side` × `side`, `stride` pixels each, have their centre in each box: bool `[P, side,
+    side]`."""
+    cells = (torch.arange(side, device=boxes_xyxy.device) + 0.5) * stride
+    across = (cells > boxes_xyxy[:, 0:1]) & (cells < boxes_xyxy[:, 2:3])
+    down = (cells > boxes_xyxy[:, 1:2]) & (cells < boxes_xyxy[:, 3:4])
+    return down[:, :, None] & across[:, None, :]
+
+
+def enlarged(logits: torch.Tensor, side: int) -> torch.Tensor:
+    """Mask logits `[P, h, w]` at `side` × `side` pixels, as SAM2ImagePredictor enlarges them: bilinearly."""
+    return functional.interpolate(logits[:, None], (side, side), mode="bilinear", align_corners=False)[:, 0]
+
+
+def pixel_boxes(logits: torch.Tensor, stride: float) -> torch.Tensor:
+    """Boxes `[P, 4]` around the pixels of the masks `logits > 0`, `[P, h, w]`, `stride` units a pixel.
+
+    What sam2.utils.amg.batched_mask_to_box gives, but half-open. An empty mask gives a box of zeros.
+    """
+    columns, rows = (logits > 0).any(1), (logits > 0).any(2)
+    sides = []
+    for line in (columns, rows):
+        first, last = line.int().argmax(1), line.shape[1] - line.flip(1).int().argmax(1)
+        sides.append((first, last))
+    (x0, x1), (y0, y1) = sides
+    boxes = torch.stack([x0, y0, x1, y1], 1) * stride
+    return torch.where(columns.any(1)[:, None], boxes, boxes.new_zeros(()))
 
 
 def mask_boxes(logits: torch.Tensor, stride: float) -> torch.Tensor:

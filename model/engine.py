@@ -11,40 +11,30 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Literal, TypeVar
+from typing import Literal, get_args
 
-import cv2
 import numpy as np
 import torch
 
 from model import boxes as geometry
 from model import tiling
-from model.checkpoints import Checkpoint, calibrated_threshold, find_checkpoint
+from model.checkpoints import BUNDLED, Checkpoint, calibrated_threshold, find_checkpoint
+from model.dense import DenseFinder, batches
 from model.device import choose_placement
 from model.feature_cache import FeatureCache
-from model.merging import DUPLICATE_IOU, merge_proposals
-from model.network import MASK_STRIDE, Features, Network, TilePrompt
-from model.proposer import averaged_with_proposal, point_grid, prior_box
+from model.masks import Answer, choose_masks, read_object
+from model.network import MASK_STRIDE, Features, Network, TilePrompt, has_proposal_head
+from model.proposer import prior_box
 from model.scheduler import Lane, Scheduler
 from model.tiling import Tile
-from model.types import BoolArray, Detections, EngineError, FloatArray, Mask, NotReady, Photo, Prompt
+from model.types import Detections, EngineError, NotReady, Photo, Prompt
 
 log = logging.getLogger(__name__)
 
 State = Literal["loading", "ready", "failed", "closed"]
-T = TypeVar("T")
-
-# The point grid of checkpoints without a head, as SAM2AutomaticMaskGenerator sets it by default.
-GRID_POINTS_PER_SIDE = 32
-GRID_MIN_SCORE = 0.8
-GRID_MIN_STABILITY = 0.95
-
-CUT_MARGIN = 4.0  # tile pixels: a box this close to an inner edge of its tile is cut
-SHELF_SHARE = 0.35  # a mask whose box covers more of the tile than this is no facing but the shelf
-WHOLE_UNIT_TOLERANCE = 0.1  # a larger mask is preferred when its predicted IoU is lower by no more than this
+ProposalSource = Literal["auto", "grid", "learned"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +42,9 @@ class EngineOptions:
     """checkpoint: `auto`, a name of model.checkpoints, or the path of a `.pt` or `.safetensors` file.
     checkpoint_config: network config of a path, when its name does not tell.
     device: `auto`, `cpu`, `cuda` or `cuda:N`.
+    proposals: where `preannotate` looks. `learned`: what a learned head proposes, the checkpoint's own, or the bundled
+        one's for the checkpoint's decoder to redraw. `grid`: a grid of points, as SAM2AutomaticMaskGenerator asks.
+        `auto`: `learned`; the grid on photos where a lent head proposes nothing.
     cache_bytes: bound of the feature cache.
     score_threshold: default of `preannotate`; None takes the checkpoint's calibrated one.
     max_detections: most boxes handed out for one photo.
@@ -60,11 +53,14 @@ class EngineOptions:
     checkpoint: str = "auto"
     checkpoint_config: str | None = None
     device: str = "auto"
+    proposals: ProposalSource = "auto"
     cache_bytes: int = 1 << 30
     score_threshold: float | None = None
     max_detections: int = 1000
 
     def __post_init__(self) -> None:
+        if self.proposals not in get_args(ProposalSource):
+            raise ValueError(f"proposals: expected auto, grid or learned, got {self.proposals!r}")
         if self.score_threshold is not None and not 0 <= self.score_threshold <= 1:
             raise ValueError(f"score_threshold: expected a number in [0, 1], got {self.score_threshold!r}")
         if self.max_detections < 1:
@@ -94,15 +90,6 @@ class _Refinement:
     want_masks: bool
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Answer:
-    """One prompt's object: box in photo pixels, score, mask logits `[h, w]` of the tile when masks are wanted."""
-
-    box_xyxy: FloatArray
-    score: float
-    mask: Mask | None
-
-
 class Engine:
     """One network, resident.
 
@@ -116,7 +103,9 @@ class Engine:
         self._cache: FeatureCache[Features] = FeatureCache(options.cache_bytes)
         self._loaded = threading.Event()
         self._network: Network | None = None
+        self._finder: DenseFinder | None = None
         self._checkpoint: Checkpoint | None = None
+        self._proposing_checkpoint: Checkpoint | None = None  # whose head proposes; None for the grid
         self._calibrated_threshold: float | None = None
         self._failure: str | None = None
         self._closed = False
@@ -152,18 +141,17 @@ class Engine:
             return f"{self._options.checkpoint}-loading"
         changed = [
             f"{name}={value}"
-            for name, value in (
-                ("score_threshold", self._options.score_threshold),
-                ("max_detections", self._options.max_detections),
-            )
-            if value != getattr(EngineOptions, name)
+            for name in ("score_threshold", "max_detections", "proposals")
+            if (value := getattr(self._options, name)) != getattr(EngineOptions, name)
         ]
+        if (proposing := self._proposing_checkpoint) and proposing is not self._checkpoint:
+            changed.append(proposing.version)
         suffix = "-" + hashlib.sha256(",".join(changed).encode()).hexdigest()[:4] if changed else ""
         return self._checkpoint.version + suffix
 
     @property
     def score_threshold(self) -> float:
-        """The default threshold in force: the option, else the checkpoint's calibrated one, else 0."""
+        """The default threshold in force: the option, else what the proposing checkpoint is calibrated to, else 0."""
         if self._options.score_threshold is not None:
             return self._options.score_threshold
         return self._calibrated_threshold or 0.0
@@ -203,8 +191,9 @@ class Engine:
         deadline: a time.monotonic() value. Raises DeadlineExceeded when it passes first, NotReady on failure.
         """
         self._wait_ready_until(deadline)
-        found = self._scheduler.run(self._preannotate(photo), lane=lane, deadline=deadline)
-        return found.above(self.score_threshold if score_threshold is None else score_threshold)
+        threshold = self.score_threshold if score_threshold is None else score_threshold
+        job = self._dense.find(photo, score_threshold=threshold, limit=self._options.max_detections)
+        return self._scheduler.run(job, lane=lane, deadline=deadline).above(threshold)
 
     def refine(
         self, photo: Photo, prompts: Sequence[Prompt], *, want_masks: bool = False, deadline: float | None = None
@@ -237,9 +226,18 @@ class Engine:
                 config=self._options.checkpoint_config,
                 has_gpu=placement.device.type == "cuda",
             )
-            self._checkpoint = checkpoint
-            self._calibrated_threshold = calibrated_threshold(checkpoint)
-            self._network = Network(checkpoint, placement)
+            proposing = self._proposing(checkpoint)
+            self._checkpoint, self._proposing_checkpoint = checkpoint, proposing
+            self._calibrated_threshold = calibrated_threshold(proposing) if proposing else None
+            self._network = network = Network(checkpoint, placement)
+            lent = Network(proposing, placement) if proposing and proposing is not checkpoint else None
+            self._finder = DenseFinder(
+                network=network,
+                proposer=network if proposing is checkpoint else lent,
+                falls_back_to_grid=self._options.proposals == "auto",
+                features_of=self._features,
+                timed=self._timed,
+            )
             self._warm_up()
         except (EngineError, ValueError) as error:
             self._failure = str(error)
@@ -261,6 +259,14 @@ class Engine:
         finally:
             self._loaded.set()
 
+    def _proposing(self, checkpoint: Checkpoint) -> Checkpoint | None:
+        """The checkpoint whose head proposes: the engine's own, else the bundled one; None for the grid."""
+        if self._options.proposals == "grid":
+            return None
+        if has_proposal_head(checkpoint.config):
+            return checkpoint
+        return find_checkpoint(BUNDLED, config=None, has_gpu=False)
+
     def _warm_up(self) -> None:
         """The first call of each kind is slow; better now than at an annotator's first click."""
         grey = Photo(pixels=np.full((64, 64, 3), 128, np.uint8))
@@ -271,6 +277,12 @@ class Engine:
         if self._network is None:
             raise NotReady(self._failure or f"checkpoint {self.name!r} is still loading")
         return self._network
+
+    @property
+    def _dense(self) -> DenseFinder:
+        if self._finder is None:
+            raise NotReady(self._failure or f"checkpoint {self.name!r} is still loading")
+        return self._finder
 
     def _features(self, photo: Photo, tiles: Sequence[Tile]) -> list[Features]:
         """Features of the tiles, from the cache where they are known, else encoded in one batch."""
@@ -284,62 +296,9 @@ class Engine:
                 known[features.tile] = features
         return [known[tile] for tile in tiles]
 
-    def _preannotate(self, photo: Photo) -> Generator[None, None, Detections]:
-        """Yields between batches, so that interactive work can overtake."""
-        network = self._net
-        boxes: list[FloatArray] = []
-        scores: list[FloatArray] = []
-        for tiles in _batches(tiling.dense_tiles(photo.size_wh, network.size), network.encode_batch):
-            for features in self._features(photo, tiles):
-                if features.proposal_boxes is not None and features.proposal_scores is not None:
-                    found, confidence = features.proposal_boxes, features.proposal_scores
-                else:
-                    found, confidence = yield from self._ask_grid(features)
-                found = geometry.clip_boxes(features.tile.to_photo(found), photo.size_wh)
-                keep = ~features.tile.is_cut(found, photo.size_wh, CUT_MARGIN) & (found[:, 2:] - found[:, :2] >= 1).all(
-                    1
-                )
-                boxes.append(found[keep])
-                scores.append(confidence[keep])
-            yield
-        with self._timed("propose"):
-            return self._merge(np.concatenate(boxes), np.concatenate(scores))
-
-    def _merge(self, boxes: FloatArray, scores: FloatArray) -> Detections:
-        """One box for each facing from the boxes of all tiles, best first."""
-        limit = self._options.max_detections
-        if self._net.has_proposals:
-            boxes, scores = merge_proposals(boxes, scores, limit=limit)
-        else:
-            keep = geometry.nms(torch.from_numpy(boxes), torch.from_numpy(scores), DUPLICATE_IOU).numpy()[:limit]
-            boxes, scores = boxes[keep], scores[keep]
-        return Detections(boxes_xyxy=boxes, scores=scores)
-
-    def _ask_grid(self, features: Features) -> Generator[None, None, tuple[FloatArray, FloatArray]]:
-        """Boxes of everything that a grid of points finds in one tile, for checkpoints without a proposal head."""
-        boxes: list[torch.Tensor] = []
-        scores: list[torch.Tensor] = []
-        yes = np.ones(1, np.bool_)
-        points = point_grid(GRID_POINTS_PER_SIDE, self._net.size).numpy()
-        for batch in _batches(points, self._net.decode_batch):
-            prompts = [
-                TilePrompt(features=features, points_xy=point[None], is_foreground=yes, box_xyxy=None)
-                for point in batch
-            ]
-            with self._timed("decode"):
-                logits, iou = self._net.decode(prompts, multimask=True)
-                logits, iou = logits.flatten(0, 1), iou.flatten(0, 1)
-                keep = iou > GRID_MIN_SCORE
-                logits, iou = logits[keep], iou[keep]
-                keep = geometry.stability_scores(logits) >= GRID_MIN_STABILITY
-                boxes.append(geometry.mask_boxes(logits[keep], MASK_STRIDE).cpu())
-                scores.append(iou[keep].clamp(0, 1).cpu())
-            yield
-        return torch.cat(boxes).numpy(), torch.cat(scores).numpy()
-
     def _refine_together(self, requests: Sequence[_Refinement]) -> list[Detections | Exception]:
         """Answers all waiting requests; their prompts share the decoder's calls. One that fails costs no other."""
-        answers: dict[int, list[_Answer] | Exception] = {}
+        answers: dict[int, list[Answer] | Exception] = {}
         tiled: list[tuple[int, int, TilePrompt]] = []
         for number, request in enumerate(requests):
             try:
@@ -351,10 +310,10 @@ class Engine:
                 answers[number] = error
             else:
                 tiled += own
-        found: dict[tuple[int, int], _Answer] = {}
+        found: dict[tuple[int, int], Answer] = {}
         try:
             for group in _same_tokens(tiled):
-                for batch in _batches(group, self._net.decode_batch):
+                for batch in batches(group, self._net.decode_batch):
                     with self._timed("decode"):
                         found.update(self._decode(batch, requests))
         except Exception as error:
@@ -379,15 +338,15 @@ class Engine:
         features = self._features(photo, [tile])[0]
         points = tile.to_tile(prompt.points_xy)
         prior = None
-        if features.proposal_boxes is not None and features.proposal_scores is not None:
-            prior = prior_box(features.proposal_boxes, features.proposal_scores, points, prompt.is_foreground, box)
+        if (proposals := features.proposals) is not None:
+            prior = prior_box(proposals.boxes_xyxy, proposals.scores, points, prompt.is_foreground, box)
         return TilePrompt(
             features=features, points_xy=points, is_foreground=prompt.is_foreground, box_xyxy=box, prior_xyxy=prior
         )
 
     def _decode(
         self, batch: Sequence[tuple[int, int, TilePrompt]], requests: Sequence[_Refinement]
-    ) -> Iterator[tuple[tuple[int, int], _Answer]]:
+    ) -> Iterator[tuple[tuple[int, int], Answer]]:
         """Decodes prompts with equally many tokens and reads each one's object from the mask that suits a facing."""
         prompts = [prompt for _, _, prompt in batch]
         logits, iou = self._net.decode(prompts, multimask=prompts[0].is_ambiguous)
@@ -398,7 +357,10 @@ class Engine:
         best, scores = logits[rows, chosen].cpu().numpy(), iou[rows, chosen].clamp(0, 1).cpu().numpy()
         for (number, place, prompt), plane, score in zip(batch, best, scores, strict=True):
             request = requests[number]
-            yield (number, place), _read_object(prompt, plane, float(score), request)
+            yield (
+                (number, place),
+                read_object(prompt, plane, float(score), request.photo.size_wh, want_mask=request.want_masks),
+            )
 
     def _timed(self, name: str) -> _Timer:
         return _Timer(name, self._observe)
@@ -415,85 +377,7 @@ class _Timer:
         self._observe(self._name, time.monotonic() - self._began)
 
 
-def choose_masks(boxes: torch.Tensor, iou: torch.Tensor, size: int) -> torch.Tensor:
-    """Which of each prompt's masks is the facing: index `[P]` from boxes `[P, M, 4]` and predicted IoU `[P, M]`.
-
-    SAM 2 answers a single click with three masks, often a part (the label), the unit, and the whole shelf. Masks that
-    fill more than SHELF_SHARE of the tile are set aside; of the rest the largest wins whose predicted IoU is within
-    WHOLE_UNIT_TOLERANCE of the best, because an annotator who clicks on a label means the product.
-    """
-    areas = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
-    is_shelf = areas > SHELF_SHARE * size * size
-    is_shelf &= ~is_shelf.all(1, keepdim=True)
-    usable = iou.masked_fill(is_shelf | (areas == 0), -1.0)
-    close = usable >= usable.max(1, keepdim=True).values - WHOLE_UNIT_TOLERANCE
-    return areas.masked_fill(~close, -1.0).argmax(1)
-
-
-def _read_object(prompt: TilePrompt, plane: FloatArray, score: float, request: _Refinement) -> _Answer:
-    """The object of one mask plane `[h, w]`: the connected part that the prompt touches, its box and its mask."""
-    tile, photo = prompt.features.tile, request.photo
-    part = _touched_part(plane > 0, prompt)
-    if part is None:
-        box, score = _box_of_prompt(prompt), 0.0
-    else:
-        plane = np.where(part, plane, np.minimum(plane, -1e-3))
-        box = geometry.mask_boxes(torch.from_numpy(plane)[None], MASK_STRIDE).numpy()[0]
-        features = prompt.features
-        if (
-            features.proposal_boxes is not None
-            and features.proposal_scores is not None
-            and not request.want_masks  # a mask fills its box
-        ):
-            box = averaged_with_proposal(box, features.proposal_boxes, features.proposal_scores)
-    box = geometry.clip_boxes(tile.to_photo(box), photo.size_wh)
-    mask = _mask_in_photo(plane, box, tile) if request.want_masks else None
-    return _Answer(box_xyxy=box, score=score, mask=mask)
-
-
-def _touched_part(mask: BoolArray, prompt: TilePrompt) -> BoolArray | None:
-    """The connected part of `mask` under the first foreground point, else the one with most pixels in the prompt's box,
-    else the largest; None for an empty mask."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
-    if count < 2:
-        return None
-    height, width = mask.shape
-    for point in prompt.points_xy[prompt.is_foreground]:
-        x, y = np.clip((point / MASK_STRIDE).astype(int), 0, (width - 1, height - 1))
-        if labels[y, x]:
-            return np.asarray(labels == labels[y, x])
-    if prompt.box_xyxy is not None:
-        x0, y0, x1, y1 = (prompt.box_xyxy / MASK_STRIDE).round().astype(int).clip(0, max(height, width))
-        inside = np.bincount(labels[y0:y1, x0:x1].ravel(), minlength=count)[1:]
-        if inside.any():
-            return np.asarray(labels == 1 + inside.argmax())
-    return np.asarray(labels == 1 + stats[1:, cv2.CC_STAT_AREA].argmax())
-
-
-def _box_of_prompt(prompt: TilePrompt) -> FloatArray:
-    if prompt.box_xyxy is not None:
-        return prompt.box_xyxy
-    return np.tile(prompt.points_xy[prompt.is_foreground][0], 2)
-
-
-def _mask_in_photo(plane: FloatArray, box: FloatArray, tile: Tile) -> Mask:
-    """The mask `plane > 0` at the photo's resolution, enlarged bilinearly inside its box only."""
-    left, top = np.floor(box[:2]).astype(int)
-    right, bottom = np.maximum(np.ceil(box[2:]).astype(int), (left + 1, top + 1))
-    cells_per_pixel = tile.scale / MASK_STRIDE
-    shift = [(origin + 0.5 - start) * cells_per_pixel - 0.5 for origin, start in ((left, tile.left), (top, tile.top))]
-    to_cell = np.array([[cells_per_pixel, 0, shift[0]], [0, cells_per_pixel, shift[1]]], np.float32)
-    enlarged = cv2.warpAffine(
-        plane.astype(np.float32),
-        to_cell,
-        (int(right - left), int(bottom - top)),
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
-    return Mask(bitmap=np.asarray(enlarged > 0), left=int(left), top=int(top))
-
-
-def _detections(answers: Sequence[_Answer], request: _Refinement) -> Detections:
+def _detections(answers: Sequence[Answer], request: _Refinement) -> Detections:
     masks = [answer.mask for answer in answers if answer.mask is not None] if request.want_masks else None
     return Detections(
         boxes_xyxy=np.array([answer.box_xyxy for answer in answers], np.float32).reshape(-1, 4),
@@ -508,12 +392,6 @@ def _same_tokens(tiled: Iterable[tuple[int, int, TilePrompt]]) -> list[list[tupl
     for entry in tiled:
         groups.setdefault((len(entry[2].tokens()[1]), entry[2].is_ambiguous), []).append(entry)
     return list(groups.values())
-
-
-def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
 
 
 def _click(x: float, y: float) -> Prompt:

@@ -8,7 +8,7 @@ between one and three masks are those of sam2's SAM2ImagePredictor (facebookrese
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from model.boxes import cells_inside
 from model.checkpoints import BUNDLED_CONFIG, Checkpoint, read_weights
 from model.device import Placement
 from model.proposer import peaks
@@ -50,23 +51,31 @@ class FeatureMaps:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Proposals:
+    """What a learned head found in one tile: float32 `[N, 4]` in tile pixels with scores `[N]`, strongest first."""
+
+    boxes_xyxy: FloatArray
+    scores: FloatArray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Features:
     """What `encode` made of one tile: all that prompts need, and the proposals when the checkpoint has a head.
 
     embedding `[C, S/16, S/16]`, high_res `[C/8, S/4, S/4]` and `[C/4, S/8, S/8]`, on the device.
-    proposal_boxes float32 `[N, 4]` in tile pixels with proposal_scores `[N]`, strongest first; None without a head.
     """
 
     tile: Tile
     embedding: torch.Tensor
     high_res: tuple[torch.Tensor, torch.Tensor]
-    proposal_boxes: FloatArray | None
-    proposal_scores: FloatArray | None
+    proposals: Proposals | None
 
     @property
     def nbytes(self) -> int:
-        arrays: Iterable[Any] = (self.embedding, *self.high_res, self.proposal_boxes, self.proposal_scores)
-        return sum(array.nbytes for array in arrays if array is not None)
+        arrays: list[Any] = [self.embedding, *self.high_res]
+        if self.proposals is not None:
+            arrays += [self.proposals.boxes_xyxy, self.proposals.scores]
+        return sum(array.nbytes for array in arrays)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -139,12 +148,8 @@ class FacingsModule(nn.Module):
     def prior_masks(self, prior_xyxy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Boxes `[P, 4]` that objects are thought to fill, as mask prompts `[P, 1, S/4, S/4]`, and which of them have
         an area `[P]`: one without stands for none."""
-        side = self.sam.sam_prompt_encoder.mask_input_size[0]
-        cells = (torch.arange(side, device=prior_xyxy.device) + 0.5) * MASK_STRIDE
-        across = (cells > prior_xyxy[:, 0:1]) & (cells < prior_xyxy[:, 2:3])
-        down = (cells > prior_xyxy[:, 1:2]) & (cells < prior_xyxy[:, 3:4])
-        filled = torch.where(down[:, None, :, None] & across[:, None, None, :], PRIOR_LOGIT, -PRIOR_LOGIT)
-        return filled, prior_xyxy[:, 2] > prior_xyxy[:, 0]
+        inside = cells_inside(prior_xyxy, self.sam.sam_prompt_encoder.mask_input_size[0], MASK_STRIDE)
+        return torch.where(inside[:, None], PRIOR_LOGIT, -PRIOR_LOGIT), prior_xyxy[:, 2] > prior_xyxy[:, 0]
 
     def all_masks(
         self,
@@ -185,6 +190,23 @@ def build_module(config: str) -> FacingsModule:
     sam2's own post-processing switches (dynamic fall-back to the three masks) are on, as build_sam2 sets them.
     Raises CheckpointError when there is no such config.
     """
+    tree = _read_config(config)
+    try:
+        if config != BUNDLED_CONFIG:
+            extra = {"dynamic_multimask_via_stability": True, "dynamic_multimask_stability_delta": 0.05}
+            OmegaConf.update(tree, "model.sam_mask_decoder_extra_args", extra, force_add=True)
+        head = tree.get("proposal_head")
+        return FacingsModule(instantiate(tree.model), instantiate(head) if head is not None else None)
+    except (OmegaConfBaseException, TypeError) as error:
+        raise CheckpointError(f"network config {config!r}: {str(error).splitlines()[0]}") from error
+
+
+def has_proposal_head(config: str) -> bool:
+    """Whether networks of this config have a learned proposal head. Raises CheckpointError as `build_module` does."""
+    return _read_config(config).get("proposal_head") is not None
+
+
+def _read_config(config: str) -> DictConfig:
     if config == BUNDLED_CONFIG:
         path = Path(__file__).with_name("facings_nano.yaml")
     else:
@@ -192,19 +214,15 @@ def build_module(config: str) -> FacingsModule:
         path = packaged if packaged.is_file() else Path(config)
     try:
         tree = OmegaConf.load(path)
-        if not isinstance(tree, DictConfig) or "model" not in tree:
-            raise CheckpointError(f"network config {config!r}: expected a YAML file with a key 'model'")
-        if config != BUNDLED_CONFIG:
-            extra = {"dynamic_multimask_via_stability": True, "dynamic_multimask_stability_delta": 0.05}
-            OmegaConf.update(tree, "model.sam_mask_decoder_extra_args", extra, force_add=True)
-        head = tree.get("proposal_head")
-        return FacingsModule(instantiate(tree.model), instantiate(head) if head is not None else None)
     except FileNotFoundError:
         raise CheckpointError(
             f"network config {config!r}: expected {BUNDLED_CONFIG!r}, a config of sam2 or a YAML file; no such file"
         ) from None
-    except (OmegaConfBaseException, TypeError) as error:
+    except OmegaConfBaseException as error:
         raise CheckpointError(f"network config {config!r}: {str(error).splitlines()[0]}") from error
+    if not isinstance(tree, DictConfig) or "model" not in tree:
+        raise CheckpointError(f"network config {config!r}: expected a YAML file with a key 'model'")
+    return tree
 
 
 def load_weights(module: FacingsModule, tensors: dict[str, torch.Tensor], source: str) -> None:
@@ -261,28 +279,24 @@ class Network:
     def encode(self, pixels: PixelArray, tiles: Sequence[Tile]) -> list[Features]:
         """Features of each tile of the photo `pixels`, uint8 `[H, W, 3]`, in one batch."""
         with torch.inference_mode(), self._autocast():
-            photo = _shared_tensor(pixels)
-            images = torch.stack([self._tile_image(photo, tile) for tile in tiles])
-            maps = self._module.features(images.contiguous(memory_format=torch.channels_last))
-            boxes: list[FloatArray | None] = [None] * len(tiles)
-            scores: list[FloatArray | None] = [None] * len(tiles)
-            if self.has_proposals:
-                found, confidence = peaks(*self._module.proposal_head(maps.finest), limit=MAX_PROPOSALS)
-                for row in range(len(tiles)):
-                    strong = confidence[row] > PROPOSAL_FLOOR
-                    boxes[row] = found[row][strong].clamp(0, self.size).cpu().numpy()
-                    scores[row] = confidence[row][strong].cpu().numpy()
+            maps = self._module.features(self._images(pixels, tiles))
+            proposals = self._proposals(maps.finest) if self.has_proposals else [None] * len(tiles)
             dtype = self._placement.autocast or torch.float32
             return [
                 Features(
                     tile=tile,
                     embedding=maps.embedding[row].to(dtype, copy=True),
                     high_res=(maps.high_res[0][row].to(dtype, copy=True), maps.high_res[1][row].to(dtype, copy=True)),
-                    proposal_boxes=boxes[row],
-                    proposal_scores=scores[row],
+                    proposals=proposals[row],
                 )
                 for row, tile in enumerate(tiles)
             ]
+
+    def propose(self, pixels: PixelArray, tiles: Sequence[Tile]) -> list[Proposals]:
+        """The proposals alone, by a network that has a head, for another one to redraw."""
+        with torch.inference_mode(), self._autocast():
+            finest = self._module.sam.image_encoder(self._images(pixels, tiles))["backbone_fpn"][0]
+            return self._proposals(finest)
 
     def decode(self, prompts: Sequence[TilePrompt], *, multimask: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Mask logits `[P, M, S/4, S/4]` and predicted IoU `[P, M]` of prompts with equally many tokens, float32.
@@ -314,6 +328,20 @@ class Network:
     def _autocast(self) -> torch.autocast:
         dtype = self._placement.autocast
         return torch.autocast(self._placement.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+    def _images(self, pixels: PixelArray, tiles: Sequence[Tile]) -> torch.Tensor:
+        photo = _shared_tensor(pixels)
+        images = torch.stack([self._tile_image(photo, tile) for tile in tiles])
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def _proposals(self, finest: torch.Tensor) -> list[Proposals]:
+        boxes, scores = peaks(*self._module.proposal_head(finest), limit=MAX_PROPOSALS)
+        boxes, scores = boxes.clamp(0, self.size).cpu(), scores.cpu()
+        strong = scores > PROPOSAL_FLOOR
+        return [
+            Proposals(boxes_xyxy=boxes[row][strong[row]].numpy(), scores=scores[row][strong[row]].numpy())
+            for row in range(len(boxes))
+        ]
 
     def _tile_image(self, photo: torch.Tensor, tile: Tile) -> torch.Tensor:
         """The tile as normalised float `[3, S, S]`; beyond the photo it is zero, the mean colour."""

@@ -16,6 +16,7 @@ from model.boxes import iou_matrix
 from model.trunk import convolution
 from model.types import BoolArray, FloatArray
 
+LEAST_OVERLAP = 0.3  # IoU of a proposal with the annotator's box that it may stand for
 AGREEING_OVERLAP = 0.6  # IoU of a proposal with the decoder's box, from which both mean the same object
 CLICK_SPREAD = 0.1  # squared shares of the sides by which a click misses the middle of what it means
 STRIDE = 4  # pixels of the tile for each cell of the head's maps
@@ -90,18 +91,28 @@ def prior_box(
 ) -> FloatArray | None:
     """What is known of the object that a prompt names: a box `[4]`, or None.
 
-    An annotator's box stands as it is. Points alone take the likeliest proposal that holds all the foreground points and
-    no background point; one click rather the one in whose middle it is.
+    An annotator's box stands as it is, unless a background point is in it. Else it is the likeliest proposal that holds
+    all the foreground points and no background point: for one click rather the one in whose middle it is, for a box one
+    that overlaps it. The box stands where there is none.
     """
-    if box_xyxy is not None:
+    if box_xyxy is not None and not _inside(points_xy[~is_foreground], box_xyxy[None]).any():
         return box_xyxy
-    inside = (points_xy[:, None] > boxes_xyxy[None, :, :2]) & (points_xy[:, None] < boxes_xyxy[None, :, 2:])
-    likelihood = np.where((inside.all(-1) == is_foreground[:, None]).all(0), scores, 0.0)
-    if len(points_xy) == 1:  # who clicks once clicks near the middle
+    inside = _inside(points_xy, boxes_xyxy)
+    likelihood = np.where((inside == is_foreground[:, None]).all(0), scores, 0.0)
+    if box_xyxy is not None:
+        overlap = iou_matrix(boxes_xyxy, box_xyxy[None])[:, 0]
+        likelihood = likelihood * np.where(overlap > LEAST_OVERLAP, overlap, 0.0)
+    elif len(points_xy) == 1:  # who clicks once clicks near the middle
         centres, sides = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2, boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
         offset = (points_xy - centres) / np.maximum(sides, 1e-6)
         likelihood = likelihood * np.exp(-(offset**2).sum(1) / CLICK_SPREAD)
-    return np.asarray(boxes_xyxy[likelihood.argmax()]) if likelihood.any() else None
+    return np.asarray(boxes_xyxy[likelihood.argmax()]) if likelihood.any() else box_xyxy
+
+
+def _inside(points_xy: FloatArray, boxes_xyxy: FloatArray) -> BoolArray:
+    """Which points `[N, 2]` are in which boxes `[M, 4]`: `[N, M]`."""
+    inside = (points_xy[:, None] > boxes_xyxy[None, :, :2]) & (points_xy[:, None] < boxes_xyxy[None, :, 2:])
+    return np.asarray(inside.all(-1))
 
 
 def averaged_with_proposal(box_xyxy: FloatArray, boxes_xyxy: FloatArray, scores: FloatArray) -> FloatArray:

@@ -88,17 +88,19 @@ def dense_tiles(size_wh: tuple[int, int], size: int) -> tuple[Tile, ...]:
     return tuple(tile for level in range(DENSE_LEVELS) for tile in tiles_of(size_wh, size, level))
 
 
-def tile_for_box(box_xyxy: FloatArray, size_wh: tuple[int, int], size: int) -> Tile:
-    """The tile in which an object of about this box is best seen: suited in size, whole, and far from the edges."""
+def tile_for_box(box_xyxy: FloatArray, size_wh: tuple[int, int], size: int, *, levels: int = len(LEVELS)) -> Tile:
+    """The tile in which an object of about this box is best seen: suited in size, whole, and far from the edges.
+
+    levels: how many of them to choose from, the coarsest first.
+    """
     longer_side = float(max(box_xyxy[2] - box_xyxy[0], box_xyxy[3] - box_xyxy[1]))
     wanted = longer_side / SUITED_SHARE
-    levels = [(level, tiles) for level in range(len(LEVELS)) if (tiles := tiles_of(size_wh, size, level))]
-    by_fit = sorted(levels, key=lambda entry: abs(np.log(entry[1][0].side / wanted)))
-    for _, tiles in by_fit:
+    usable = [tiles for level in range(levels) if (tiles := tiles_of(size_wh, size, level))]
+    for tiles in sorted(usable, key=lambda tiles: abs(np.log(tiles[0].side / wanted))):
         best = max(tiles, key=lambda tile: _margin(tile, box_xyxy, size_wh))
         if _margin(best, box_xyxy, size_wh) >= 0.15 * longer_side:
             return best
-    return levels[0][1][0]
+    return usable[0][0]
 
 
 def tile_for_points(points_xy: FloatArray, size_wh: tuple[int, int], size: int) -> Tile:

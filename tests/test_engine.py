@@ -9,14 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import model.network
 from model import DeadlineExceeded, Detections, Engine, EngineOptions, NotReady, Photo, Prompt
 from model.boxes import iou_matrix
-from model.checkpoints import OFFICIAL
-from model.engine import choose_masks
-from model.network import build_module
+from model.masks import choose_masks
 from model.training.shelves import Shelf, render_shelf
 
 
@@ -205,25 +202,6 @@ def test_photos_of_any_shape_are_answered(engine: Engine, size_wh: tuple[int, in
     assert (answers.boxes_xyxy <= np.array(size_wh * 2)).all()
 
 
-def test_a_checkpoint_without_a_head_finds_objects_by_a_point_grid(
-    tmp_path: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Random weights of the tiny official network, a coarse grid and no thresholds: the path, not the quality."""
-    torch.manual_seed(3)
-    path = f"{tmp_path}/sam2.1_hiera_tiny.safetensors"
-    config = OFFICIAL["sam2.1_hiera_tiny"].config
-    save_file(build_module(config).sam.state_dict(), path)
-    monkeypatch.setattr("model.engine.GRID_POINTS_PER_SIDE", 2)
-    monkeypatch.setattr("model.engine.GRID_MIN_SCORE", -1.0)
-    monkeypatch.setattr("model.engine.GRID_MIN_STABILITY", -1.0)
-    engine = Engine(EngineOptions(checkpoint=path, checkpoint_config=config, device="cpu"))
-    photo = Photo(pixels=render_shelf(2, (400, 300)).photo_rgb)
-    found = engine.preannotate(photo)
-    assert (found.boxes_xyxy <= [400, 300, 400, 300]).all()
-    assert len(engine.refine(photo, [middle(np.array([10, 10, 90, 90]))])) == 1
-    engine.close()
-
-
 SIZE = 1000
 
 
@@ -249,6 +227,7 @@ def test_of_three_masks_the_facing_is_chosen(sides: list[float], iou: list[float
         ({"score_threshold": 1.1}, "in \\[0, 1\\]"),
         ({"max_detections": 0}, "at least 1"),
         ({"cache_bytes": -1}, "at least 0"),
+        ({"proposals": "gird"}, "auto, grid or learned, got 'gird'"),
     ],
 )
 def test_impossible_options_are_refused(values: dict[str, object], message: str) -> None:

@@ -85,9 +85,8 @@ def test_a_tile_beyond_the_photos_edge_sees_what_the_photo_has(photo: np.ndarray
     """Grey is added, nothing is stretched: the proposals of a cropped photo's tile lie in the crop."""
     network = Network(find_checkpoint(BUNDLED, config=None, has_gpu=False), CPU)
     (features,) = network.encode(np.ascontiguousarray(photo[:400]), [WHOLE])
-    assert features.proposal_boxes is not None
-    assert features.proposal_scores is not None
-    sure = features.proposal_boxes[features.proposal_scores > 0.3]
+    assert features.proposals is not None
+    sure = features.proposals.boxes_xyxy[features.proposals.scores > 0.3]
     assert len(sure)
     assert sure[:, 3].max() <= 416
 

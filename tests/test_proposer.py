@@ -32,6 +32,12 @@ def test_a_click_means_the_proposal_in_whose_middle_it_is(click: tuple[float, fl
     assert np.array_equal(prior([click], [True]), meant)  # type: ignore[arg-type]
 
 
+def test_of_an_annotators_box_a_background_point_leaves_the_proposal_without_it() -> None:
+    both = [0.0, 0.0, 80.0, 120.0]
+    assert np.array_equal(prior([(60, 60)], [False], both), UNIT)  # type: ignore[arg-type]
+    assert np.array_equal(prior([(200, 60)], [False], both), both)  # type: ignore[arg-type]
+
+
 def test_a_click_where_nothing_is_proposed_has_no_prior() -> None:
     assert prior([(200, 200)], [True]) is None
 

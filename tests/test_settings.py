@@ -52,6 +52,7 @@ def test_texts_become_values(name: str, text: str, value: object) -> None:
     ("name", "text", "message"),
     [
         ("DEVICE", "gpu", "DEVICE: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
+        ("PROPOSALS", "dense", "PROPOSALS: expected auto, learned or grid, got 'dense'"),
         ("CACHE_MB", "-1", "CACHE_MB: expected a whole number from 0 to 1048576, got '-1'"),
         ("CACHE_MB", "1e3", "CACHE_MB: expected a whole number from 0 to 1048576, got '1e3'"),
         ("SCORE_THRESHOLD", "1.1", "SCORE_THRESHOLD: expected a number from 0 to 1, got '1.1'"),
@@ -130,10 +131,12 @@ def test_the_engine_gets_its_part() -> None:
         {
             "CHECKPOINT": "facings-nano",
             "DEVICE": "cpu",
+            "PROPOSALS": "Grid",
             "CACHE_MB": "2",
             "SCORE_THRESHOLD": "0.5",
             "MAX_DETECTIONS": "7",
         }
     ).engine_options()
     assert (options.checkpoint, options.checkpoint_config, options.device) == ("facings-nano", None, "cpu")
+    assert options.proposals == "grid"
     assert (options.cache_bytes, options.score_threshold, options.max_detections) == (2 << 20, 0.5, 7)

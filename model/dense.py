@@ -1,0 +1,198 @@
+"""All facings of one photo: the proposals of a learned head, redrawn by another network where that is asked for, or all
+that a grid of points finds.
+
+Knows networks, tiles and merging; nothing of queues, caches or requests. Every way is a generator that yields between
+its batches, so that a click can overtake, and returns Detections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from model import boxes as geometry
+from model import tiling
+from model.merging import DUPLICATE_IOU, merge_proposals
+from model.network import MASK_STRIDE, Features, Network, Proposals, TilePrompt
+from model.proposer import point_grid
+from model.tiling import Tile
+from model.types import Detections, FloatArray, Photo
+
+T = TypeVar("T")
+Work = Generator[None, None, T]
+Found = tuple[FloatArray, FloatArray]  # boxes [N, 4] with scores [N]
+
+# The point grid, as SAM2AutomaticMaskGenerator sets it by default.
+GRID_POINTS_PER_SIDE = 32
+GRID_MIN_SCORE = 0.8
+GRID_MIN_STABILITY = 0.95
+GRID_DUPLICATE_IOU = 0.7
+
+CUT_MARGIN = 4.0  # tile pixels: a box this close to an inner edge of its tile is cut
+REDRAW_MARGIN = 0.15  # of a proposal's sides, by which its object may reach beyond it
+REDRAW_LEAST_IOU = 0.5  # of a redrawn box with its proposal; else the decoder took a part or a group for the object
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseFinder:
+    """Finds the facings of photos.
+
+    network: encodes and decodes. proposer: whose head proposes: the network itself, another one, None for the grid.
+    falls_back_to_grid: whether the grid is asked where another network proposes nothing at all.
+    features_of: the network's features of a photo's tiles. timed: a stopwatch of the stage it is given.
+    """
+
+    network: Network
+    proposer: Network | None
+    falls_back_to_grid: bool
+    features_of: Callable[[Photo, Sequence[Tile]], list[Features]]
+    timed: Callable[[str], AbstractContextManager[object]]
+
+    def find(self, photo: Photo, *, score_threshold: float, limit: int) -> Work[Detections]:
+        """At most `limit` boxes, best first. What is below `score_threshold` may be left out, and is not redrawn."""
+        if self.proposer is None:
+            return (yield from self._by_grid(photo, limit))
+        found = yield from self._by_head(self.proposer, photo, limit)
+        if self.proposer is self.network:
+            return found
+        found = found.above(score_threshold)
+        if not len(found) and self.falls_back_to_grid:
+            return (yield from self._by_grid(photo, limit))
+        return (yield from self._redrawn(photo, found))
+
+    def _by_head(self, proposer: Network, photo: Photo, limit: int) -> Work[Detections]:
+        found: list[Found] = []
+        for tiles in batches(tiling.dense_tiles(photo.size_wh, proposer.size), proposer.encode_batch):
+            proposals: Iterable[Proposals | None]
+            if proposer is self.network:
+                proposals = [features.proposals for features in self.features_of(photo, tiles)]
+            else:
+                with self.timed("encode"):
+                    proposals = proposer.propose(photo.pixels, tiles)
+            found += [
+                _whole_ones((entry.boxes_xyxy, entry.scores), tile, photo)
+                for tile, entry in zip(tiles, proposals, strict=True)
+                if entry is not None
+            ]
+            yield
+        with self.timed("propose"):
+            boxes, scores = merge_proposals(*_joined(found), limit=limit)
+        return Detections(boxes_xyxy=boxes, scores=scores)
+
+    def _redrawn(self, photo: Photo, proposed: Detections) -> Work[Detections]:
+        """The proposals as the network's decoder draws them; their scores stay."""
+        size = self.network.size
+        boxes = np.array(proposed.boxes_xyxy)
+        rows_of: dict[Tile, list[int]] = {}
+        for row, box in enumerate(boxes):
+            tile = tiling.tile_for_box(box, photo.size_wh, size, levels=tiling.DENSE_LEVELS)
+            rows_of.setdefault(tile, []).append(row)
+        for tiles in batches(rows_of, self.network.encode_batch):
+            for features in self.features_of(photo, tiles):
+                yield
+                for rows in batches(rows_of[features.tile], self.network.decode_batch):
+                    with self.timed("decode"):
+                        boxes[rows] = self._redraw(features, boxes[rows])
+                    yield
+        boxes = geometry.clip_boxes(boxes, photo.size_wh)
+        keep = geometry.nms(torch.from_numpy(boxes), torch.tensor(proposed.scores), DUPLICATE_IOU).numpy()
+        return Detections(boxes_xyxy=boxes[keep], scores=proposed.scores[keep])
+
+    def _redraw(self, features: Features, boxes_xyxy: FloatArray) -> FloatArray:
+        """Boxes `[P, 4]` of one tile, in photo pixels; one stays as it is where the decoder sees something else."""
+        tile = features.tile
+        asked = tile.to_tile(boxes_xyxy.reshape(-1, 2)).reshape(-1, 4)
+        no_points, no_labels = np.zeros((0, 2), np.float32), np.zeros(0, np.bool_)
+        prompts = [
+            TilePrompt(features=features, points_xy=no_points, is_foreground=no_labels, box_xyxy=box) for box in asked
+        ]
+        logits, _ = self.network.decode(prompts, multimask=False)
+        sides = asked[:, 2:] - asked[:, :2]
+        windows = asked + REDRAW_MARGIN * np.concatenate([-sides, sides], axis=1)
+        inside = geometry.cells_inside(torch.from_numpy(windows).to(logits.device), logits.shape[-1], MASK_STRIDE)
+        drawn = geometry.mask_boxes(logits[:, 0].masked_fill(~inside, -32.0), MASK_STRIDE).cpu().numpy()
+        agrees = geometry.paired_iou(drawn, asked) >= REDRAW_LEAST_IOU
+        return np.where(agrees[:, None], tile.to_photo(drawn), boxes_xyxy)
+
+    def _by_grid(self, photo: Photo, limit: int) -> Work[Detections]:
+        found: list[Found] = []
+        for tiles in batches(tiling.dense_tiles(photo.size_wh, self.network.size), self.network.encode_batch):
+            for features in self.features_of(photo, tiles):
+                answer = yield from ask_grid(self.network, features, timed=self.timed)
+                found.append(_whole_ones(answer, features.tile, photo))
+            yield
+        with self.timed("propose"):
+            boxes, scores = _joined(found)
+            keep = geometry.nms(torch.from_numpy(boxes), torch.from_numpy(scores), GRID_DUPLICATE_IOU).numpy()[:limit]
+        return Detections(boxes_xyxy=boxes[keep], scores=scores[keep])
+
+
+def ask_grid(
+    network: Network,
+    features: Features,
+    *,
+    timed: Callable[[str], AbstractContextManager[object]],
+    at_full_resolution: bool = False,
+) -> Work[Found]:
+    """Boxes of one tile, in its pixels, of everything that SAM2AutomaticMaskGenerator would find, before its duplicate
+    removal: a grid of points, three masks a point, those of them that are sure and stable.
+
+    at_full_resolution: reads boxes and stability from enlarged masks, as upstream does, instead of between the cells of
+    the decoder's own; slower, and hardly different.
+    """
+    boxes: list[torch.Tensor] = []
+    scores: list[torch.Tensor] = []
+    yes = np.ones(1, np.bool_)
+    points = point_grid(GRID_POINTS_PER_SIDE, network.size).numpy()
+    for batch in batches(points, network.decode_batch):
+        prompts = [
+            TilePrompt(features=features, points_xy=point[None], is_foreground=yes, box_xyxy=None) for point in batch
+        ]
+        with timed("decode"):
+            logits, iou = network.decode(prompts, multimask=True)
+            logits, iou = logits.flatten(0, 1), iou.flatten(0, 1)
+            keep = iou > GRID_MIN_SCORE
+            found, stability = _read_masks(logits[keep], features.tile, network.size, at_full_resolution)
+            stable = stability >= GRID_MIN_STABILITY
+            boxes.append(found[stable].cpu())
+            scores.append(iou[keep][stable].clamp(0, 1).cpu())
+        yield
+    return torch.cat(boxes).numpy(), torch.cat(scores).numpy()
+
+
+def _read_masks(
+    logits: torch.Tensor, tile: Tile, size: int, at_full_resolution: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Boxes `[P, 4]` in tile pixels, and stability `[P]`, of masks `[P, h, w]`."""
+    if not at_full_resolution:
+        return geometry.mask_boxes(logits, MASK_STRIDE), geometry.stability_scores(logits)
+    boxes, stability = [logits.new_zeros(0, 4)], [logits.new_zeros(0)]
+    for part in torch.split(logits, 8):  # a mask takes as many bytes as four of its photo's tile
+        large = geometry.enlarged(part, tile.side)
+        boxes.append(geometry.pixel_boxes(large, size / tile.side))
+        stability.append(geometry.stability_scores(large))
+    return torch.cat(boxes), torch.cat(stability)
+
+
+def _whole_ones(found: Found, tile: Tile, photo: Photo) -> Found:
+    """The boxes of a tile as boxes of the photo, without those that the tile's edge cuts."""
+    boxes, scores = geometry.clip_boxes(tile.to_photo(found[0]), photo.size_wh), found[1]
+    keep = ~tile.is_cut(boxes, photo.size_wh, CUT_MARGIN) & (boxes[:, 2:] - boxes[:, :2] >= 1).all(1)
+    return boxes[keep], scores[keep]
+
+
+def _joined(found: Sequence[Found]) -> Found:
+    return np.concatenate([boxes for boxes, _ in found]), np.concatenate([scores for _, scores in found])
+
+
+def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The items in lists of at most `size`."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -1,0 +1,109 @@
+"""What is read off the decoder's masks: which of them is the facing, its box, and its pixels in the photo.
+
+Knows prompts on tiles and mask logits; nothing of networks or queues.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+
+from model import boxes as geometry
+from model.network import MASK_STRIDE, TilePrompt
+from model.proposer import averaged_with_proposal
+from model.tiling import Tile
+from model.types import BoolArray, FloatArray, Mask
+
+SHELF_SHARE = 0.35  # a mask whose box covers more of the tile than this is no facing but the shelf
+WHOLE_UNIT_TOLERANCE = 0.1  # a larger mask is preferred when its predicted IoU is lower by no more than this
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answer:
+    """One prompt's object: box in photo pixels, score, mask logits `[h, w]` of the tile when masks are wanted."""
+
+    box_xyxy: FloatArray
+    score: float
+    mask: Mask | None
+
+
+def choose_masks(boxes: torch.Tensor, iou: torch.Tensor, size: int) -> torch.Tensor:
+    """Which of each prompt's masks is the facing: index `[P]` from boxes `[P, M, 4]` and predicted IoU `[P, M]`.
+
+    SAM 2 answers a single click with three masks, often a part (the label), the unit, and the whole shelf. Masks that
+    fill more than SHELF_SHARE of the tile are set aside; of the rest the largest wins whose predicted IoU is within
+    WHOLE_UNIT_TOLERANCE of the best, because an annotator who clicks on a label means the product.
+    """
+    areas = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
+    is_shelf = areas > SHELF_SHARE * size * size
+    is_shelf &= ~is_shelf.all(1, keepdim=True)
+    usable = iou.masked_fill(is_shelf | (areas == 0), -1.0)
+    close = usable >= usable.max(1, keepdim=True).values - WHOLE_UNIT_TOLERANCE
+    return areas.masked_fill(~close, -1.0).argmax(1)
+
+
+def read_object(
+    prompt: TilePrompt, plane: FloatArray, score: float, size_wh: tuple[int, int], *, want_mask: bool
+) -> Answer:
+    """The object of one mask plane `[h, w]`: the connected part that the prompt touches, its box and its mask.
+
+    size_wh: of the photo.
+    """
+    tile = prompt.features.tile
+    part = _touched_part(plane > 0, prompt)
+    if part is None:
+        box, score = _box_of_prompt(prompt), 0.0
+    else:
+        plane = np.where(part, plane, np.minimum(plane, -1e-3))
+        box = geometry.mask_boxes(torch.from_numpy(plane)[None], MASK_STRIDE).numpy()[0]
+        proposals = prompt.features.proposals
+        if proposals is not None and not want_mask:  # a mask fills its box
+            box = averaged_with_proposal(box, proposals.boxes_xyxy, proposals.scores)
+    box = geometry.clip_boxes(tile.to_photo(box), size_wh)
+    mask = _mask_in_photo(plane, box, tile) if want_mask else None
+    return Answer(box_xyxy=box, score=score, mask=mask)
+
+
+def _touched_part(mask: BoolArray, prompt: TilePrompt) -> BoolArray | None:
+    """The connected part of `mask` under the first foreground point, else the one with most pixels in the prompt's box,
+    else the largest; None for an empty mask."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    if count < 2:
+        return None
+    height, width = mask.shape
+    for point in prompt.points_xy[prompt.is_foreground]:
+        x, y = np.clip((point / MASK_STRIDE).astype(int), 0, (width - 1, height - 1))
+        if labels[y, x]:
+            return np.asarray(labels == labels[y, x])
+    if prompt.box_xyxy is not None:
+        x0, y0, x1, y1 = (prompt.box_xyxy / MASK_STRIDE).round().astype(int).clip(0, max(height, width))
+        inside = np.bincount(labels[y0:y1, x0:x1].ravel(), minlength=count)[1:]
+        if inside.any():
+            return np.asarray(labels == 1 + inside.argmax())
+    return np.asarray(labels == 1 + stats[1:, cv2.CC_STAT_AREA].argmax())
+
+
+def _box_of_prompt(prompt: TilePrompt) -> FloatArray:
+    if prompt.box_xyxy is not None:
+        return prompt.box_xyxy
+    return np.tile(prompt.points_xy[prompt.is_foreground][0], 2)
+
+
+def _mask_in_photo(plane: FloatArray, box: FloatArray, tile: Tile) -> Mask:
+    """The mask `plane > 0` at the photo's resolution, enlarged bilinearly inside its box only."""
+    left, top = np.floor(box[:2]).astype(int)
+    right, bottom = np.maximum(np.ceil(box[2:]).astype(int), (left + 1, top + 1))
+    cells_per_pixel = tile.scale / MASK_STRIDE
+    shift = [(origin + 0.5 - start) * cells_per_pixel - 0.5 for origin, start in ((left, tile.left), (top, tile.top))]
+    to_cell = np.array([[cells_per_pixel, 0, shift[0]], [0, cells_per_pixel, shift[1]]], np.float32)
+    enlarged = cv2.warpAffine(
+        plane.astype(np.float32),
+        to_cell,
+        (int(right - left), int(bottom - top)),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    return Mask(bitmap=np.asarray(enlarged > 0), left=int(left), top=int(top))
