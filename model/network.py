@@ -11,7 +11,7 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -139,7 +139,8 @@ class FacingsModule(nn.Module):
         one (None: all).
         """
         encoder = self.sam.sam_prompt_encoder
-        sparse, dense = encoder(points=(coords, labels), boxes=None, masks=None)
+        with torch.autocast(coords.device.type, enabled=False):  # bf16 would move points by whole pixels
+            sparse, dense = encoder(points=(coords, labels), boxes=None, masks=None)
         if mask_logits is not None:
             _, with_mask = encoder(points=None, boxes=None, masks=mask_logits)
             dense = with_mask if has_mask is None else torch.where(has_mask.view(-1, 1, 1, 1), with_mask, dense)
@@ -150,6 +151,11 @@ class FacingsModule(nn.Module):
         an area `[P]`: one without stands for none."""
         inside = cells_inside(prior_xyxy, self.sam.sam_prompt_encoder.mask_input_size[0], MASK_STRIDE)
         return torch.where(inside[:, None], PRIOR_LOGIT, -PRIOR_LOGIT), prior_xyxy[:, 2] > prior_xyxy[:, 0]
+
+    def position_encoding(self) -> torch.Tensor:
+        """Of the cells of a tile's embedding, `[1, C, S/16, S/16]`, float32."""
+        with torch.autocast(self.device.type, enabled=False):
+            return cast(torch.Tensor, self.sam.sam_prompt_encoder.get_dense_pe())
 
     def all_masks(
         self,
@@ -175,7 +181,7 @@ class FacingsModule(nn.Module):
         here = (..., slice(y, y + height), slice(x, x + width))
         logits, iou, _, _ = self.sam.sam_mask_decoder.predict_masks(
             image_embeddings=maps.embedding[rows],
-            image_pe=self.sam.sam_prompt_encoder.get_dense_pe()[here],
+            image_pe=self.position_encoding()[here],
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense[here],
             repeat_image=False,
@@ -316,7 +322,7 @@ class Network:
             sparse, dense = self._module.embed_prompts(coords, labels, *priors)
             logits, iou, _, _ = sam.sam_mask_decoder(
                 image_embeddings=torch.stack([prompt.features.embedding for prompt in prompts]),
-                image_pe=sam.sam_prompt_encoder.get_dense_pe(),
+                image_pe=self._module.position_encoding(),
                 sparse_prompt_embeddings=sparse,
                 dense_prompt_embeddings=dense,
                 multimask_output=multimask,
