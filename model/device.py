@@ -18,6 +18,11 @@ class Placement:
     decode_batch: int
     reason: str
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the features that are kept."""
+        return self.autocast or torch.float32
+
 
 def has_gpu() -> bool:
     return torch.cuda.is_available()

@@ -26,6 +26,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model.boxes import cells_inside
 from model.checkpoints import BUNDLED_CONFIG, Checkpoint, read_weights
+from model.decoder import MaskDecoder, TileCells, tile_cells
 from model.device import Placement
 from model.proposer import peaks
 from model.tiling import Tile
@@ -60,22 +61,17 @@ class Proposals:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Features:
-    """What `encode` made of one tile: all that prompts need, and the proposals when the checkpoint has a head.
-
-    embedding `[C, S/16, S/16]`, high_res `[C/8, S/4, S/4]` and `[C/4, S/8, S/8]`, on the device.
-    """
+    """What `encode` made of one tile: all that prompts need, on the device, and the proposals when the checkpoint has a
+    head."""
 
     tile: Tile
-    embedding: torch.Tensor
-    high_res: tuple[torch.Tensor, torch.Tensor]
+    cells: TileCells
     proposals: Proposals | None
 
     @property
     def nbytes(self) -> int:
-        arrays: list[Any] = [self.embedding, *self.high_res]
-        if self.proposals is not None:
-            arrays += [self.proposals.boxes_xyxy, self.proposals.scores]
-        return sum(array.nbytes for array in arrays)
+        proposed = self.proposals
+        return self.cells.nbytes + (proposed.boxes_xyxy.nbytes + proposed.scores.nbytes if proposed else 0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -259,6 +255,8 @@ class Network:
         _fold_batch_norm(module)
         self._module = module.to(placement.device).to(memory_format=torch.channels_last)
         self._placement = placement
+        with torch.inference_mode():
+            self._decoder = MaskDecoder(module.sam.sam_mask_decoder, module.position_encoding(), placement.dtype)
         self._mean = torch.tensor(PIXEL_MEAN, device=placement.device).view(3, 1, 1)
         self._deviation = torch.tensor(PIXEL_DEVIATION, device=placement.device).view(3, 1, 1)
 
@@ -287,12 +285,12 @@ class Network:
         with torch.inference_mode(), self._autocast():
             maps = self._module.features(self._images(pixels, tiles))
             proposals = self._proposals(maps.finest) if self.has_proposals else [None] * len(tiles)
-            dtype = self._placement.autocast or torch.float32
             return [
                 Features(
                     tile=tile,
-                    embedding=maps.embedding[row].to(dtype, copy=True),
-                    high_res=(maps.high_res[0][row].to(dtype, copy=True), maps.high_res[1][row].to(dtype, copy=True)),
+                    cells=tile_cells(
+                        maps.embedding[row], (maps.high_res[0][row], maps.high_res[1][row]), self._placement.dtype
+                    ),
                     proposals=proposals[row],
                 )
                 for row, tile in enumerate(tiles)
@@ -317,19 +315,20 @@ class Network:
         if any(prompt.prior_xyxy is not None for prompt in prompts):
             rows = [np.zeros(4, np.float32) if prompt.prior_xyxy is None else prompt.prior_xyxy for prompt in prompts]
             priors = self._module.prior_masks(torch.from_numpy(np.stack(rows)).to(device))
-        sam = self._module.sam
-        with torch.inference_mode(), self._autocast():
-            sparse, dense = self._module.embed_prompts(coords, labels, *priors)
-            logits, iou, _, _ = sam.sam_mask_decoder(
-                image_embeddings=torch.stack([prompt.features.embedding for prompt in prompts]),
-                image_pe=self._module.position_encoding(),
-                sparse_prompt_embeddings=sparse,
-                dense_prompt_embeddings=dense,
-                multimask_output=multimask,
-                repeat_image=False,
-                high_res_features=[torch.stack([prompt.features.high_res[i] for prompt in prompts]) for i in (0, 1)],
-            )
-            return logits.float(), iou.float()
+        members: dict[int, list[int]] = {}  # of each tile
+        for number, prompt in enumerate(prompts):
+            members.setdefault(id(prompt.features), []).append(number)
+        answers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        with torch.inference_mode():
+            with self._autocast():
+                sparse, dense = self._module.embed_prompts(coords, labels, *priors)
+            for together in members.values():
+                own = dense[:1] if priors[0] is None else dense[together]
+                cells = prompts[together[0]].features.cells
+                logits, iou = self._decoder(cells, sparse[together], own, multimask=multimask)
+                answers |= zip(together, zip(logits, iou, strict=True), strict=True)
+            all_logits, all_iou = zip(*(answers[number] for number in range(len(prompts))), strict=True)
+            return torch.stack(all_logits), torch.stack(all_iou)
 
     def _autocast(self) -> torch.autocast:
         dtype = self._placement.autocast
