@@ -28,15 +28,20 @@ T = TypeVar("T")
 Work = Generator[None, None, T]
 Found = tuple[FloatArray, FloatArray]  # boxes [N, 4] with scores [N]
 
-# The point grid, as SAM2AutomaticMaskGenerator sets it by default.
-GRID_POINTS_PER_SIDE = 32
-GRID_MIN_SCORE = 0.8
-GRID_MIN_STABILITY = 0.95
-GRID_DUPLICATE_IOU = 0.7
-
+GRID_DUPLICATE_IOU = 0.7  # SAM2AutomaticMaskGenerator's
 CUT_MARGIN = 4.0  # tile pixels: a box this close to an inner edge of its tile is cut
 REDRAW_MARGIN = 0.15  # of a proposal's sides, by which its object may reach beyond it
 REDRAW_LEAST_IOU = 0.5  # of a redrawn box with its proposal; else the decoder took a part or a group for the object
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointGrid:
+    """How a tile is asked, with the defaults of SAM2AutomaticMaskGenerator: points along each side, and the least
+    predicted IoU and stability of a mask that counts."""
+
+    points_per_side: int = 32
+    min_score: float = 0.8
+    min_stability: float = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +58,7 @@ class DenseFinder:
     falls_back_to_grid: bool
     features_of: Callable[[Photo, Sequence[Tile]], list[Features]]
     timed: Callable[[str], AbstractContextManager[object]]
+    grid: PointGrid = PointGrid()
 
     def find(self, photo: Photo, *, score_threshold: float, limit: int) -> Work[Detections]:
         """At most `limit` boxes, best first. What is below `score_threshold` may be left out, and is not redrawn."""
@@ -124,7 +130,7 @@ class DenseFinder:
         found: list[Found] = []
         for tiles in batches(tiling.dense_tiles(photo.size_wh, self.network.size), self.network.encode_batch):
             for features in self.features_of(photo, tiles):
-                answer = yield from ask_grid(self.network, features, timed=self.timed)
+                answer = yield from ask_grid(self.network, features, self.grid, timed=self.timed)
                 found.append(_whole_ones(answer, features.tile, photo))
             yield
         with self.timed("propose"):
@@ -136,6 +142,7 @@ class DenseFinder:
 def ask_grid(
     network: Network,
     features: Features,
+    grid: PointGrid,
     *,
     timed: Callable[[str], AbstractContextManager[object]],
     at_full_resolution: bool = False,
@@ -144,12 +151,12 @@ def ask_grid(
     removal: a grid of points, three masks a point, those of them that are sure and stable.
 
     at_full_resolution: reads boxes and stability from enlarged masks, as upstream does, instead of between the cells of
-    the decoder's own; slower, and hardly different.
+    the decoder's own; slower, and hardly different. timed: see DenseFinder.
     """
     boxes: list[torch.Tensor] = []
     scores: list[torch.Tensor] = []
     yes = np.ones(1, np.bool_)
-    points = point_grid(GRID_POINTS_PER_SIDE, network.size).numpy()
+    points = point_grid(grid.points_per_side, network.size).numpy()
     for batch in batches(points, network.decode_batch):
         prompts = [
             TilePrompt(features=features, points_xy=point[None], is_foreground=yes, box_xyxy=None) for point in batch
@@ -157,9 +164,9 @@ def ask_grid(
         with timed("decode"):
             logits, iou = network.decode(prompts, multimask=True)
             logits, iou = logits.flatten(0, 1), iou.flatten(0, 1)
-            keep = iou > GRID_MIN_SCORE
+            keep = iou > grid.min_score
             found, stability = _read_masks(logits[keep], features.tile, network.size, at_full_resolution)
-            stable = stability >= GRID_MIN_STABILITY
+            stable = stability >= grid.min_stability
             boxes.append(found[stable].cpu())
             scores.append(iou[keep][stable].clamp(0, 1).cpu())
         yield

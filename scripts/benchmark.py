@@ -7,11 +7,13 @@ through HTTP are made in `benchmark_http`.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import platform
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model import Engine, EngineOptions, Photo, Prompt
+from model.checkpoints import OFFICIAL
 from model.training.shelves import render_shelf
 from scripts.console import track
 
@@ -32,7 +35,8 @@ MEGAPIXELS = (2, 8, 16)
 BULK_PHOTOS = 40
 IDLE_CLICKS = 40
 SECONDS_BETWEEN_CLICKS = 0.1
-UPSTREAM_CONFIG = "configs/sam2.1/sam2.1_hiera_t.yaml"
+UPSTREAM_CONFIG = OFFICIAL["sam2.1_hiera_tiny"].config
+GENERATOR_MASKS = 150  # let through by the thresholds, as many as a shelf photo has facings
 
 
 class Section(StrEnum):
@@ -43,6 +47,7 @@ class Section(StrEnum):
     http = "http"
     memory = "memory"
     upstream = "upstream"
+    generator = "generator"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +61,15 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class SizeResult:
-    """One size of photo. click_new: on a photo never seen; click_known: on one seen before."""
+    """One size of photo. click_new: on a photo never seen; click_known: on one seen before.
+
+    stages_s: median seconds of the engine's own stages in one pre-annotation.
+    """
 
     megapixels: float
     facings: int
     preannotate: Timing
+    stages_s: dict[str, float]
     click_new: Timing
     click_known: Timing
 
@@ -94,6 +103,25 @@ class UpstreamResult:
     upstream_bf16_known: Timing
     engine_new: Timing
     engine_known: Timing
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorResult:
+    """SAM2AutomaticMaskGenerator beside this engine on one square photo and the same weights.
+
+    grid: what upstream asks, of the same single tile, with thresholds that let `masks` masks of each through.
+    lent: what a user gets: the bundled checkpoint's proposals, redrawn, on all tiles; `boxes` of them.
+    peak_gpu_mb: of each, where there is a GPU.
+    """
+
+    config: str
+    masks: int
+    boxes: int
+    upstream: Timing
+    upstream_bf16: Timing
+    grid: Timing
+    lent: Timing
+    peak_gpu_mb: dict[str, float]
 
 
 def timing(seconds: Sequence[float]) -> Timing:
@@ -130,27 +158,48 @@ def clicks_on(photo: Photo, *, seed: int) -> Iterator[Prompt]:
         yield Prompt(points_xy=point_xy.astype(np.float32), is_foreground=np.ones(1, bool))
 
 
-def measure_size(engine: Engine, megapixels: float, *, repeat: int) -> SizeResult:
-    """Pre-annotation and clicks on `repeat` photos of one size, after one to warm up."""
+class Stages:
+    """Seconds of the engine's stages since the last `take`, as its observer."""
+
+    def __init__(self) -> None:
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+
+    def observe(self, name: str, seconds: float) -> None:
+        if not name.startswith("queue"):
+            self._seconds[name] += seconds
+
+    def take(self) -> dict[str, float]:
+        taken = dict(self._seconds)
+        self._seconds.clear()
+        return taken
+
+
+def measure_size(engine: Engine, megapixels: float, *, repeat: int, stages: Stages) -> SizeResult:
+    """Pre-annotation and clicks on `repeat` photos of one size, after one to warm up. stages: observes the engine."""
     photos = shelf_photos(megapixels, seed=1)
-    dense, new, known, facings = [], [], [], 0
+    dense, new, known, facings, split = [], [], [], 0, []
     for round_ in range(-1, repeat):
         photo, unseen = next(photos), next(photos)
         clicks = clicks_on(photo, seed=round_ + 1)
+        stages.take()
+        dense_s = seconds_of(engine.preannotate, photo)
+        stages_s = stages.take()
         seconds = [
-            seconds_of(engine.preannotate, photo),
+            dense_s,
             seconds_of(engine.refine, photo, [next(clicks)]),
             seconds_of(engine.refine, unseen, [next(clicks)]),
         ]
         if round_ < 0:
             facings = len(engine.preannotate(photo))
             continue
+        split.append(stages_s)
         for bucket, value in zip((dense, known, new), seconds, strict=True):
             bucket.append(value)
     return SizeResult(
         megapixels=megapixels,
         facings=facings,
         preannotate=timing(dense),
+        stages_s={name: float(np.median([one.get(name, 0.0) for one in split])) for name in sorted(split[0])},
         click_new=timing(new),
         click_known=timing(known),
     )
@@ -188,16 +237,19 @@ def measure_engine_lanes(engine: Engine, *, photos: int = BULK_PHOTOS) -> LanesR
     return measure_lanes(lambda: engine.refine(known, [next(clicks)]), bulk, photos=photos)
 
 
-def measure_upstream(device: str, *, repeat: int, config: str = UPSTREAM_CONFIG) -> UpstreamResult:
+def compared_config(options: EngineOptions) -> str:
+    """Of the network to measure beside upstream: the checkpoint's when it is Meta's, else SAM 2.1 tiny's."""
+    official = OFFICIAL.get(options.checkpoint)
+    return official.config if official else UPSTREAM_CONFIG
+
+
+def measure_upstream(device: str, *, repeat: int, config: str) -> UpstreamResult:
     """One click on a photo, new and known, by both. The weights are random: speed does not depend on them."""
     import torch
     from sam2.build_sam import build_sam2
     from sam2.sam2_image_predictor import SAM2ImagePredictor
 
-    torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder:
-        weights = Path(folder) / "random.pt"
-        torch.save({"model": build_sam2(config, device="cpu").state_dict()}, weights)
+    with random_weights(config) as weights:
         engine = Engine(EngineOptions(checkpoint=str(weights), checkpoint_config=config, device=device))
         try:
             engine.wait_ready()
@@ -238,6 +290,88 @@ def _in_turns(engine: Engine, upstream: Any, device: torch.device, *, config: st
     return UpstreamResult(config=config, **{name: timing(values) for name, values in seconds.items()})
 
 
+@contextlib.contextmanager
+def random_weights(config: str) -> Iterator[Path]:
+    """A file with random weights of one of sam2's configs. What is measured does not depend on them."""
+    import torch
+    from sam2.build_sam import build_sam2
+
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "random.pt"
+        torch.save({"model": build_sam2(config, device="cpu").state_dict()}, path)
+        yield path
+
+
+def measure_generator(device: str, *, repeat: int, config: str) -> GeneratorResult:
+    """All objects of a square photo by both. The weights are random, so stability is not asked for."""
+    import torch
+    from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
+    from sam2.build_sam import build_sam2
+
+    from model.checkpoints import find_checkpoint
+    from model.dense import PointGrid, ask_grid
+    from model.device import choose_placement
+    from model.network import Network
+    from model.tiling import Tile
+
+    placement = choose_placement(device)
+    tile = Tile(left=0, top=0, side=1024, size=1024, level=0)
+    shelf = render_shelf(4, (1024, 1024)).photo_rgb
+    photos = (Photo(pixels=np.roll(shelf, shift, axis=1)) for shift in itertools.count())
+    with random_weights(config) as weights:
+        network = Network(find_checkpoint(str(weights), config=config, has_gpu=False), placement)
+        options = EngineOptions(checkpoint=str(weights), checkpoint_config=config, device=device, score_threshold=0.02)
+        engine = Engine(options)
+        model = build_sam2(config, str(weights), device=str(placement.device))
+
+    def ask(photo: Photo, grid: PointGrid) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        (features,) = network.encode(photo.pixels, [tile])
+        job = ask_grid(network, features, grid, timed=lambda _: contextlib.nullcontext())
+        while True:
+            try:
+                next(job)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+
+    _, scores = ask(next(photos), PointGrid(min_score=-1.0, min_stability=0.0))
+    grid = PointGrid(min_score=float(np.sort(scores)[-GENERATOR_MASKS - 1]), min_stability=0.0)
+    generator = SAM2AutomaticMaskGenerator(model, pred_iou_thresh=grid.min_score, stability_score_thresh=0.0)
+
+    def generate(photo: Photo, *, bf16: bool) -> None:
+        precision = torch.autocast(placement.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
+        with torch.inference_mode(), precision:
+            generator.generate(np.array(photo.pixels))
+
+    calls: dict[str, Callable[[Photo], object]] = {
+        "upstream": lambda photo: generate(photo, bf16=False),
+        "upstream_bf16": lambda photo: generate(photo, bf16=True),
+        "grid": lambda photo: ask(photo, grid),
+        "lent": engine.preannotate,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    peaks: dict[str, float] = {}
+    try:
+        boxes = len(engine.preannotate(next(photos)))
+        for _ in range(repeat):
+            photo = next(photos)
+            for name, call in calls.items():
+                if placement.device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats(placement.device)
+                seconds[name].append(seconds_of(call, photo))
+                if placement.device.type == "cuda":
+                    peaks[name] = torch.cuda.max_memory_allocated(placement.device) / 2**20
+    finally:
+        engine.close()
+    return GeneratorResult(
+        config=config,
+        masks=GENERATOR_MASKS,
+        boxes=boxes,
+        peak_gpu_mb=peaks,
+        **{name: timing(values) for name, values in seconds.items()},
+    )
+
+
 def peak_memory_mb() -> dict[str, float]:
     """The most memory this process has held so far, and its GPU if one was used."""
     import resource
@@ -255,14 +389,15 @@ def benchmark(options: EngineOptions, sections: Sequence[Section], *, repeat: in
     """Measures the sections one after another and prints each when it is done; the last line is JSON."""
     report: dict[str, Any] = {"cpus": os.cpu_count(), "machine": platform.machine()}
     if {Section.sizes, Section.lanes} & set(sections):
-        engine = Engine(options)
+        stages = Stages()
+        engine = Engine(options, observe=stages.observe)
         try:
             engine.wait_ready()
             report["version"] = engine.version
             print(f"{engine.version} on {os.cpu_count()} cores")
             if Section.sizes in sections:
                 sizes = track(MEGAPIXELS, total=len(MEGAPIXELS), label="photo sizes")
-                results = [measure_size(engine, megapixels, repeat=repeat) for megapixels in sizes]
+                results = [measure_size(engine, megapixels, repeat=repeat, stages=stages) for megapixels in sizes]
                 print_sizes(results)
                 report["sizes"] = [asdict(result) for result in results]
             if Section.lanes in sections:
@@ -284,9 +419,13 @@ def benchmark(options: EngineOptions, sections: Sequence[Section], *, repeat: in
         print_memory(memory)
         report["memory"] = asdict(memory) | {"growth": memory.growth}
     if Section.upstream in sections:
-        upstream = measure_upstream(options.device, repeat=repeat)
+        upstream = measure_upstream(options.device, repeat=repeat, config=compared_config(options))
         print_upstream(upstream)
         report["upstream"] = asdict(upstream)
+    if Section.generator in sections:
+        generator = measure_generator(options.device, repeat=max(1, repeat // 5), config=compared_config(options))
+        print_generator(generator)
+        report["generator"] = asdict(generator)
     report["peak_memory"] = peak_memory_mb()
     print("peak memory: " + ", ".join(f"{name} {value:.0f}" for name, value in report["peak_memory"].items()))
     print(json.dumps(report))
@@ -301,6 +440,9 @@ def print_sizes(results: Sequence[SizeResult]) -> None:
             f"{shown(measured):>18}" for measured in (result.preannotate, result.click_new, result.click_known)
         )
         print(f"{result.megapixels:>4} MP {result.facings:>8} {columns}")
+    for result in results:
+        split = ", ".join(f"{name} {1000 * seconds:.0f}" for name, seconds in result.stages_s.items())
+        print(f"{result.megapixels:>4} MP preannotate in ms: {split}")
 
 
 def print_lanes(where: str, result: LanesResult) -> None:
@@ -322,6 +464,20 @@ def print_upstream(result: UpstreamResult) -> None:
     print(f"{result.config}, random weights, one click: median / p95")
     for name, new, known in rows:
         print(f"  {name:<28} new photo {shown(new):>18}   known photo {shown(known):>18}")
+
+
+def print_generator(result: GeneratorResult) -> None:
+    """Upstream's generator in both precisions beside the engine's two ways."""
+    rows = (
+        ("SAM2AutomaticMaskGenerator, float32", result.upstream),
+        ("SAM2AutomaticMaskGenerator, bf16", result.upstream_bf16),
+        ("this engine, the same grid", result.grid),
+        (f"this engine, {result.boxes} lent proposals, all tiles", result.lent),
+    )
+    print(f"{result.config}, random weights, a photo of 1 MP, {result.masks} masks: median / p95")
+    for name, measured in rows:
+        faster = result.upstream.median_s / measured.median_s
+        print(f"  {name:<48} {shown(measured):>18}   {faster:.1f} times as fast")
 
 
 def shown(measured: Timing) -> str:

@@ -290,7 +290,8 @@ def benchmark(
         typer.Option(
             help="sizes: seconds by size of photo. lanes: clicks while bulk work runs, in the engine. http: the same "
             "through HTTP. memory: resident memory over many requests. upstream: sam2's own predictor on the same "
-            "weights. Repeatable; all but memory by default.",
+            "weights. generator: sam2's own mask generator on the same weights, minutes on a CPU. Repeatable; all but "
+            "memory and generator by default.",
             show_default=False,
         ),
     ] = None,
@@ -303,13 +304,15 @@ def benchmark(
 ) -> None:
     """Measure speed and memory on this machine.
 
-    Medians and 95th percentiles after a warm-up, and the peak memory. The last line is JSON.
+    Medians and 95th percentiles after a warm-up, and the peak memory. The last line is JSON. Beside upstream stands the
+    network that --checkpoint names, with random weights, or SAM 2.1 tiny.
 
     \b
     Examples:
       facings benchmark
       facings benchmark --section sizes --section lanes --repeat 10
       facings benchmark --section memory --requests 2000
+      facings benchmark --section generator --checkpoint sam2.1_hiera_large
     """
     from scripts import benchmark as command
 

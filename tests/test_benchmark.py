@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,17 +22,20 @@ class SleepyEngine:
 
     version = "sleepy-1"
 
-    def __init__(self) -> None:
+    def __init__(self, observe: Callable[[str, float], None] = lambda *_: None) -> None:
+        self.observe = observe
         self.photos: Counter[str] = Counter()
         self.clicked: list[str] = []
 
     def preannotate(self, photo: Photo) -> Detections:
         self.photos[photo.digest] += 1
         time.sleep(0.02)
+        self.observe("encode", 0.02)
         return Detections(boxes_xyxy=np.array([[0, 0, 9, 9]]), scores=np.ones(1))
 
     def refine(self, photo: Photo, prompts: list[Prompt]) -> Detections:
         self.clicked.append(photo.digest)
+        self.observe("decode", 0.01)
         return Detections(boxes_xyxy=np.zeros((len(prompts), 4)), scores=np.ones(len(prompts)))
 
 
@@ -65,13 +69,15 @@ def test_photos_have_the_size_asked_for_and_none_comes_twice() -> None:
 
 @pytest.mark.usefixtures("plain_shelf")
 def test_known_clicks_are_on_photos_seen_before_and_new_ones_are_not() -> None:
-    engine = SleepyEngine()
-    result = command.measure_size(engine, 0.1, repeat=2)  # type: ignore[arg-type]
+    stages = command.Stages()
+    engine = SleepyEngine(observe=stages.observe)
+    result = command.measure_size(engine, 0.1, repeat=2, stages=stages)  # type: ignore[arg-type]
     assert (result.preannotate.calls, result.click_new.calls, result.click_known.calls) == (2, 2, 2)
     known, new = engine.clicked[0::2], engine.clicked[1::2]
     assert set(known) <= set(engine.photos)
     assert not set(new) & set(engine.photos)
     assert result.facings == 1
+    assert result.stages_s == {"encode": 0.02}, "of pre-annotation alone"
 
 
 @pytest.mark.usefixtures("plain_shelf")

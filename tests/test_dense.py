@@ -16,9 +16,10 @@ import model.network
 from model import Engine, EngineOptions, Photo, Prompt
 from model.boxes import iou_matrix
 from model.checkpoints import BUNDLED_WEIGHTS, OFFICIAL, Checkpoint, find_checkpoint, read_weights
-from model.dense import ask_grid
+from model.dense import PointGrid, ask_grid
 from model.device import Placement
 from model.network import Network, build_module, load_weights
+from model.proposer import point_grid
 from model.tiling import Tile
 from model.training.shelves import Shelf, render_shelf
 
@@ -104,7 +105,7 @@ def test_where_nothing_is_proposed_the_grid_is_asked(
     headless: Checkpoint, monkeypatch: pytest.MonkeyPatch, proposals: str, is_asked: bool
 ) -> None:
     asked = []
-    monkeypatch.setattr("model.dense.GRID_POINTS_PER_SIDE", 2)
+    monkeypatch.setattr("model.dense.point_grid", lambda _, size: point_grid(2, size))
     monkeypatch.setattr("model.dense.ask_grid", lambda *given, **named: asked.append(1) or ask_grid(*given, **named))
     engine = engine_of(headless, proposals=proposals)
     engine.preannotate(GREY)
@@ -154,17 +155,15 @@ def upstreams_answer(grids) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("at_full_resolution", [True, False], ids=["full resolution", "fast reading"])
-def test_the_grid_gives_what_sam2s_own_generator_gives(
-    grids, upstreams_answer, monkeypatch: pytest.MonkeyPatch, at_full_resolution: bool
-) -> None:
+def test_the_grid_gives_what_sam2s_own_generator_gives(grids, upstreams_answer, at_full_resolution: bool) -> None:
     network, _, min_score, min_stability = grids
     photo, wanted_boxes, wanted_scores = upstreams_answer
-    monkeypatch.setattr("model.dense.GRID_POINTS_PER_SIDE", POINTS_PER_SIDE)
-    monkeypatch.setattr("model.dense.GRID_MIN_SCORE", min_score)
-    monkeypatch.setattr("model.dense.GRID_MIN_STABILITY", min_stability)
+    grid = PointGrid(points_per_side=POINTS_PER_SIDE, min_score=min_score, min_stability=min_stability)
     tile = Tile(left=0, top=0, side=768, size=1024, level=0)
     (features,) = network.encode(photo, [tile])
-    job = ask_grid(network, features, timed=lambda _: contextlib.nullcontext(), at_full_resolution=at_full_resolution)
+    job = ask_grid(
+        network, features, grid, timed=lambda _: contextlib.nullcontext(), at_full_resolution=at_full_resolution
+    )
     while True:
         try:
             next(job)
