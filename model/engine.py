@@ -11,7 +11,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -25,13 +25,16 @@ from model.dense import DenseFinder, batches
 from model.device import choose_placement
 from model.feature_cache import FeatureCache
 from model.masks import Answer, choose_masks, read_object
-from model.network import MASK_STRIDE, Features, Network, TilePrompt, has_proposal_head
+from model.network import MASK_STRIDE, Features, Network, Proposals, TilePrompt, has_proposal_head
 from model.proposer import prior_box
 from model.scheduler import Lane, Scheduler
 from model.tiling import Tile
 from model.types import Detections, EngineError, NotReady, Photo, Prompt
 
 log = logging.getLogger(__name__)
+
+MERGED_LIMIT = 1000  # proposals of a photo that clicks know of, however few boxes are handed out
+MERGED_CACHE_BYTES = 8 << 20  # some hundreds of photos
 
 State = Literal["loading", "ready", "failed", "closed"]
 ProposalSource = Literal["auto", "grid", "learned"]
@@ -101,6 +104,7 @@ class Engine:
         self._options = options
         self._observe = observe
         self._cache: FeatureCache[Features] = FeatureCache(options.cache_bytes)
+        self._merged: FeatureCache[Proposals] = FeatureCache(MERGED_CACHE_BYTES)
         self._loaded = threading.Event()
         self._network: Network | None = None
         self._finder: DenseFinder | None = None
@@ -192,8 +196,8 @@ class Engine:
         """
         self._wait_ready_until(deadline)
         threshold = self.score_threshold if score_threshold is None else score_threshold
-        job = self._dense.find(photo, score_threshold=threshold, limit=self._options.max_detections)
-        return self._scheduler.run(job, lane=lane, deadline=deadline).above(threshold)
+        found = self._scheduler.run(self._find(photo, threshold), lane=lane, deadline=deadline)
+        return found.above(threshold)
 
     def refine(
         self, photo: Photo, prompts: Sequence[Prompt], *, want_masks: bool = False, deadline: float | None = None
@@ -278,11 +282,16 @@ class Engine:
             raise NotReady(self._failure or f"checkpoint {self.name!r} is still loading")
         return self._network
 
-    @property
-    def _dense(self) -> DenseFinder:
-        if self._finder is None:
+    def _find(self, photo: Photo, score_threshold: float) -> Generator[None, None, Detections]:
+        """A job of the scheduler. What the network's own head proposes is kept for the clicks to come."""
+        finder = self._finder
+        if finder is None:
             raise NotReady(self._failure or f"checkpoint {self.name!r} is still loading")
-        return self._finder
+        limit = self._options.max_detections
+        found = yield from finder.find(photo, score_threshold=score_threshold, limit=max(limit, MERGED_LIMIT))
+        if finder.proposer is finder.network:
+            self._merged.put(photo.digest, Proposals(boxes_xyxy=found.boxes_xyxy, scores=found.scores))
+        return found.first(limit)
 
     def _features(self, photo: Photo, tiles: Sequence[Tile]) -> list[Features]:
         """Features of the tiles, from the cache where they are known, else encoded in one batch."""
@@ -328,7 +337,8 @@ class Engine:
         return result
 
     def _on_tile(self, photo: Photo, prompt: Prompt) -> TilePrompt:
-        """The prompt in the pixels of the tile that suits it."""
+        """The prompt in the pixels of the tile that suits it, with what is known of the objects there: the proposals of
+        all tiles where the photo was pre-annotated, else those of this tile."""
         size = self._net.size
         if prompt.box_xyxy is not None:
             tile = tiling.tile_for_box(prompt.box_xyxy, photo.size_wh, size)
@@ -336,12 +346,18 @@ class Engine:
             tile = tiling.tile_for_points(prompt.points_xy, photo.size_wh, size)
         box = None if prompt.box_xyxy is None else tile.to_tile(prompt.box_xyxy.reshape(2, 2)).reshape(4)
         features = self._features(photo, [tile])[0]
-        points = tile.to_tile(prompt.points_xy)
-        prior = None
-        if (proposals := features.proposals) is not None:
+        points, prior = tile.to_tile(prompt.points_xy), None
+        merged = self._merged.get(photo.digest)
+        proposals = merged.on(tile) if merged else features.proposals
+        if proposals is not None:
             prior = prior_box(proposals.boxes_xyxy, proposals.scores, points, prompt.is_foreground, box)
         return TilePrompt(
-            features=features, points_xy=points, is_foreground=prompt.is_foreground, box_xyxy=box, prior_xyxy=prior
+            features=features,
+            points_xy=points,
+            is_foreground=prompt.is_foreground,
+            box_xyxy=box,
+            proposals=proposals,
+            prior_xyxy=prior,
         )
 
     def _decode(

@@ -59,7 +59,7 @@ def read_object(
     else:
         plane = np.where(part, plane, np.minimum(plane, -1e-3))
         box = geometry.mask_boxes(torch.from_numpy(plane)[None], MASK_STRIDE).numpy()[0]
-        proposals = prompt.features.proposals
+        proposals = prompt.proposals
         if proposals is not None and not want_mask:  # a mask fills its box
             box = averaged_with_proposal(box, proposals.boxes_xyxy, proposals.scores)
     box = geometry.clip_boxes(tile.to_photo(box), size_wh)

@@ -53,16 +53,25 @@ class FeatureMaps:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Proposals:
-    """What a learned head found in one tile: float32 `[N, 4]` in tile pixels with scores `[N]`, strongest first."""
+    """What a learned head found: float32 `[N, 4]` with scores `[N]`, strongest first."""
 
     boxes_xyxy: FloatArray
     scores: FloatArray
 
+    @property
+    def nbytes(self) -> int:
+        return self.boxes_xyxy.nbytes + self.scores.nbytes
+
+    def on(self, tile: Tile) -> Proposals:
+        """Those of a photo, in pixels of one of its tiles."""
+        boxes = tile.to_tile(self.boxes_xyxy.reshape(-1, 2)).reshape(-1, 4)
+        return Proposals(boxes_xyxy=boxes, scores=self.scores)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Features:
-    """What `encode` made of one tile: all that prompts need, on the device, and the proposals when the checkpoint has a
-    head."""
+    """What `encode` made of one tile: all that prompts need, on the device, and the proposals, in pixels of the tile,
+    when the checkpoint has a head."""
 
     tile: Tile
     cells: TileCells
@@ -70,21 +79,21 @@ class Features:
 
     @property
     def nbytes(self) -> int:
-        proposed = self.proposals
-        return self.cells.nbytes + (proposed.boxes_xyxy.nbytes + proposed.scores.nbytes if proposed else 0)
+        return self.cells.nbytes + (self.proposals.nbytes if self.proposals else 0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TilePrompt:
     """A prompt in pixels of the tile of `features`: points `[N, 2]`, foreground or not `[N]`, box `[4]` or None.
 
-    prior_xyxy `[4]`: the box that the object is thought to fill, from the learned proposals, or None.
+    proposals: what is thought to be there. prior_xyxy `[4]`: the box that the object is thought to fill.
     """
 
     features: Features
     points_xy: FloatArray
     is_foreground: BoolArray
     box_xyxy: FloatArray | None
+    proposals: Proposals | None = None
     prior_xyxy: FloatArray | None = None
 
     @property

@@ -164,6 +164,12 @@ class Detections:
 
     def above(self, score_threshold: float) -> Detections:
         """Those with a score of at least `score_threshold`, order kept."""
-        keep = np.flatnonzero(self.scores >= score_threshold)
+        return self._only(np.flatnonzero(self.scores >= score_threshold))
+
+    def first(self, count: int) -> Detections:
+        """At most the first `count`."""
+        return self if count >= len(self) else self._only(np.arange(count))
+
+    def _only(self, keep: npt.NDArray[np.int64]) -> Detections:
         masks = None if self.masks is None else tuple(self.masks[i] for i in keep)
         return Detections(boxes_xyxy=self.boxes_xyxy[keep], scores=self.scores[keep], masks=masks)

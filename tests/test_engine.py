@@ -115,6 +115,17 @@ def test_a_second_click_on_a_known_photo_encodes_nothing(engine: Engine, shelf: 
     assert engine.stats().cache_misses == misses
 
 
+def test_clicks_on_a_pre_annotated_photo_know_what_all_of_its_tiles_propose(engine: Engine, shelf: Shelf) -> None:
+    photo = Photo(pixels=np.roll(shelf.photo_rgb, 19, axis=1))
+    prompts = [middle(box) for box in shelf.boxes_xyxy[:20]]
+    before = engine.refine(photo, prompts)
+    found = engine.preannotate(photo, score_threshold=0.0)
+    after = engine.refine(photo, prompts)
+    assert not np.allclose(before.boxes_xyxy, after.boxes_xyxy, atol=1)
+    agreement = iou_matrix(after.boxes_xyxy, found.boxes_xyxy).max(1).mean()
+    assert agreement > iou_matrix(before.boxes_xyxy, found.boxes_xyxy).max(1).mean()
+
+
 def test_two_annotators_on_two_photos_each_get_their_own_boxes(engine: Engine, shelf: Shelf) -> None:
     other = render_shelf(22, (1600, 1200))
     work = []
