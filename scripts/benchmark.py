@@ -321,7 +321,7 @@ def measure_generator(device: str, *, repeat: int, config: str) -> GeneratorResu
     photos = (Photo(pixels=np.roll(shelf, shift, axis=1)) for shift in itertools.count())
     with random_weights(config) as weights:
         network = Network(find_checkpoint(str(weights), config=config, has_gpu=False), placement)
-        options = EngineOptions(checkpoint=str(weights), checkpoint_config=config, device=device, score_threshold=0.02)
+        options = EngineOptions(checkpoint=str(weights), checkpoint_config=config, device=device)
         engine = Engine(options)
         model = build_sam2(config, str(weights), device=str(placement.device))
 
