@@ -237,6 +237,9 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the rendered shelves and the first weights.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes that render; a GPU wants as many as there are cores.")
+    ] = 2,
 ) -> None:
     """Train facings-nano on rendered shelves, or fine-tune it on your own labels.
 
@@ -247,6 +250,7 @@ def train(
     Examples:
       facings train --out runs/first --minutes 60
       facings train --out runs/first --minutes 60 --resume
+      facings train --out runs/gpu --minutes 60 --device cuda --workers 16
       facings train --out runs/own --minutes 30 --labels export.json --photos shelves
       facings train --out runs/own --labels a.json --photos shelves --dev b.json --dev-photos shelves
       facings train --preview shelves.png
@@ -277,6 +281,7 @@ def train(
         seed=seed,
         device=device,
         learning_rate=learning_rate or (2e-3 if start_from is None else 5e-4),
+        workers=workers,
         resume=resume,
     )
     score = command.scorer(read_truth(dev, dev_photos), dev_photos, device) if dev and dev_photos else None
