@@ -19,7 +19,6 @@ __all__ = [
     "iou_matrix",
     "mask_boxes",
     "nms",
-    "paired_iou",
     "pixel_boxes",
     "stability_scores",
 ]
@@ -34,22 +33,16 @@ def iou_matrix(boxes_a: FloatArray, boxes_b: FloatArray) -> FloatArray:
     return np.asarray(np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0), np.float32)
 
 
-def paired_iou(boxes_a: FloatArray, boxes_b: FloatArray) -> FloatArray:
-    """Intersection over union of each box with its counterpart, `[N]` from `[N, 4]` and `[N, 4]`."""
-    sides = np.minimum(boxes_a[:, 2:], boxes_b[:, 2:]) - np.maximum(boxes_a[:, :2], boxes_b[:, :2])
-    intersection = np.clip(sides, 0, None).prod(1)
-    union = sum((boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (boxes_a, boxes_b)) - intersection
-    return np.asarray(intersection / np.maximum(union, 1e-9), np.float32)
-
-
 def clip_boxes(boxes_xyxy: FloatArray, size_wh: tuple[int, int]) -> FloatArray:
     """Boxes cut to `[0, width] × [0, height]`."""
     return np.clip(boxes_xyxy, 0, np.array(size_wh * 2, np.float32)).astype(np.float32)
 
 
 def cells_inside(boxes_xyxy: torch.Tensor, side: int, stride: float) -> torch.Tensor:
-    """Which cells of a map of `side` × `side`, `stride` pixels each, have their centre in each box: bool `[P, side,
-    side]`."""
+    """Which cells of a map of `side` × `side` cells have their centre in each box: bool `[P, side, side]`.
+
+    stride: pixels of a cell. Boxes `[P, 4]` in pixels.
+    """
     cells = (torch.arange(side, device=boxes_xyxy.device) + 0.5) * stride
     across = (cells > boxes_xyxy[:, 0:1]) & (cells < boxes_xyxy[:, 2:3])
     down = (cells > boxes_xyxy[:, 1:2]) & (cells < boxes_xyxy[:, 3:4])

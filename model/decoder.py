@@ -1,7 +1,7 @@
 """sam2's mask decoder on many prompts of one tile: its weights and its answers, with less work on the image's side.
 
 Knows sam2's MaskDecoder by its parts, and tensors. Upstream repeats a tile's features for every prompt, as images, and
-converts them between precisions at each step; nine tenths of its time on a CPU are copies. Here the tile's cells stay
+converts them between precisions at each step; on a CPU that takes most of its time. Here the tile's cells stay
 rows of a matrix, what does not depend on a prompt is computed once for all of them, and the two transposed convolutions
 (2 × 2, stride 2, so that no outputs overlap) are products of matrices. Results differ by rounding alone.
 """

@@ -123,7 +123,7 @@ class DenseFinder:
         windows = asked + REDRAW_MARGIN * np.concatenate([-sides, sides], axis=1)
         inside = geometry.cells_inside(torch.from_numpy(windows).to(logits.device), logits.shape[-1], MASK_STRIDE)
         drawn = geometry.mask_boxes(logits[:, 0].masked_fill(~inside, -32.0), MASK_STRIDE).cpu().numpy()
-        agrees = geometry.paired_iou(drawn, asked) >= REDRAW_LEAST_IOU
+        agrees = geometry.iou_matrix(drawn, asked).diagonal() >= REDRAW_LEAST_IOU
         return np.where(agrees[:, None], tile.to_photo(drawn), boxes_xyxy)
 
     def _by_grid(self, photo: Photo, limit: int) -> Work[Detections]:

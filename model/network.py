@@ -139,8 +139,9 @@ class FacingsModule(nn.Module):
         for level in reversed(range(len(levels))):
             lateral = neck.convs[len(levels) - 1 - level](levels[level])
             if answers and level in neck.fpn_top_down_levels:
-                above = functional.interpolate(answers[-1].to(lateral.dtype), scale_factor=2.0, mode="nearest")
-                lateral = lateral.add_(above)
+                above = answers[-1].to(lateral.dtype)
+                lateral = lateral.add_(functional.interpolate(above, scale_factor=2.0, mode=neck.fpn_interp_model))
+                lateral = lateral / 2 if neck.fuse_type == "avg" else lateral
             answers.append(lateral)
         return answers[::-1][: len(answers) - encoder.scalp]
 

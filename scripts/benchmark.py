@@ -323,6 +323,7 @@ def measure_generator(device: str, *, repeat: int, config: str) -> GeneratorResu
         network = Network(find_checkpoint(str(weights), config=config, has_gpu=False), placement)
         options = EngineOptions(checkpoint=str(weights), checkpoint_config=config, device=device)
         engine = Engine(options)
+        engine.wait_ready()  # the file is gone after this
         model = build_sam2(config, str(weights), device=str(placement.device))
 
     def ask(photo: Photo, grid: PointGrid) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -83,10 +83,13 @@ def test_the_proposers_threshold_holds_for_the_checkpoint_it_is_lent_to(lent: En
     assert lent.score_threshold == pytest.approx(0.7)
 
 
-def test_clicks_are_answered_by_the_checkpoint_itself(lent: Engine, shelf: Shelf) -> None:
-    middle = (shelf.boxes_xyxy[0, :2] + shelf.boxes_xyxy[0, 2:]) / 2
-    answer = lent.refine(Photo(pixels=shelf.photo_rgb), [Prompt(points_xy=middle[None], is_foreground=np.ones(1))])
-    assert len(answer) == 1
+def test_clicks_are_answered_by_the_checkpoint_itself_without_what_was_lent(lent: Engine, shelf: Shelf) -> None:
+    photo = Photo(pixels=np.roll(shelf.photo_rgb, 23, axis=1))
+    middles = (shelf.boxes_xyxy[:8, :2] + shelf.boxes_xyxy[:8, 2:]) / 2
+    clicks = [Prompt(points_xy=middle[None], is_foreground=np.ones(1)) for middle in middles]
+    before = lent.refine(photo, clicks)
+    lent.preannotate(photo)
+    assert lent.refine(photo, clicks).boxes_xyxy == pytest.approx(before.boxes_xyxy, abs=1)
 
 
 def test_versions_tell_where_the_boxes_came_from(headless: Checkpoint, lent: Engine) -> None:

@@ -206,14 +206,11 @@ class Designer:
         width = max(5, round(brand.width * size))
         height = max(5, round(min(brand.width * brand.aspect * size, room_px)))
         depth = width * dice.between(0.5, 1.1) if brand.kind in SQUARE else width
-        pitch = width
+        pitch = max(5, round(width * self.foreshortening))
         if brand.kind in FLAT:
-            width = pitch = max(5, round(width * self.foreshortening))
+            width = pitch
         elif brand.kind in SOFT:
             width = max(5, round(width * self.foreshortening**0.5))
-            pitch = max(5, round(width * self.foreshortening**0.5))
-        else:
-            pitch = max(5, round(width * self.foreshortening))
         if brand.kind == "cutout":
             rgba = self._cutout()
             rows, columns = rgba.shape[:2]
