@@ -303,7 +303,7 @@ def random_weights(config: str) -> Iterator[Path]:
         yield path
 
 
-def measure_generator(device: str, *, repeat: int, config: str) -> GeneratorResult:
+def measure_generator(device: str, *, repeat: int, config: str, points_per_side: int = 32) -> GeneratorResult:
     """All objects of a square photo by both. The weights are random, so stability is not asked for."""
     import torch
     from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
@@ -335,9 +335,12 @@ def measure_generator(device: str, *, repeat: int, config: str) -> GeneratorResu
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]
 
-    _, scores = ask(next(photos), PointGrid(min_score=-1.0, min_stability=0.0))
-    grid = PointGrid(min_score=float(np.sort(scores)[-GENERATOR_MASKS - 1]), min_stability=0.0)
-    generator = SAM2AutomaticMaskGenerator(model, pred_iou_thresh=grid.min_score, stability_score_thresh=0.0)
+    _, scores = ask(next(photos), PointGrid(points_per_side=points_per_side, min_score=-1.0, min_stability=0.0))
+    masks = min(GENERATOR_MASKS, len(scores) // 2)
+    grid = PointGrid(points_per_side=points_per_side, min_score=float(np.sort(scores)[-masks - 1]), min_stability=0.0)
+    generator = SAM2AutomaticMaskGenerator(
+        model, points_per_side=points_per_side, pred_iou_thresh=grid.min_score, stability_score_thresh=0.0
+    )
 
     def generate(photo: Photo, *, bf16: bool) -> None:
         precision = torch.autocast(placement.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
@@ -366,7 +369,7 @@ def measure_generator(device: str, *, repeat: int, config: str) -> GeneratorResu
         engine.close()
     return GeneratorResult(
         config=config,
-        masks=GENERATOR_MASKS,
+        masks=masks,
         boxes=boxes,
         peak_gpu_mb=peaks,
         **{name: timing(values) for name, values in seconds.items()},

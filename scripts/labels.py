@@ -48,7 +48,9 @@ def read_truth(labels_file: Path, photos_dir: Path, *, limit: int | None = None)
     try:
         content = json.loads(labels_file.read_text())
         truths = _of_coco(content) if isinstance(content, dict) else _of_export(content, photos_dir)
-    except (ValueError, KeyError, TypeError, OSError, AttributeError) as error:  # JSONDecodeError is a ValueError
+    except OSError as error:
+        raise CommandError(f"{str(labels_file)!r}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # JSONDecodeError is a ValueError
         raise CommandError(
             f"{str(labels_file)!r}: expected COCO with images and annotations, or a Label Studio export; got {error!r}"
         ) from error

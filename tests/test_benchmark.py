@@ -124,3 +124,13 @@ def test_the_photo_server_gives_ever_different_photos_and_a_broken_one() -> None
     assert first == again != other
     assert first.startswith(b"\xff\xd8")
     assert not broken.startswith(b"\xff\xd8")
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # in sam2
+def test_upstreams_generator_and_both_ways_of_the_engine_answer_in_one_run() -> None:
+    """Four points and random weights: that all four run, not how fast."""
+    result = command.measure_generator("cpu", repeat=1, config=command.UPSTREAM_CONFIG, points_per_side=2)
+    timings = (result.upstream, result.upstream_bf16, result.grid, result.lent)
+    assert all(measured.calls == 1 and measured.median_s > 0 for measured in timings)
+    assert result.masks == 6, "half of twelve"
+    assert result.boxes > 0
