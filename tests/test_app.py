@@ -509,7 +509,7 @@ def test_health_and_setup_answer_while_requests_wait_for_the_engine(state: Any) 
     client.post("/setup", json=setup_body())
     with ThreadPoolExecutor(4) as pool:
         busy = [pool.submit(predict, app, [PHOTO] * 3) for _ in range(4)]
-        while not engine.calls:
+        while len(engine.calls) < len(busy):
             time.sleep(0.005)
         engine.state = state
         for _ in range(20):
