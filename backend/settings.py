@@ -134,6 +134,12 @@ class Settings:
     cache_mb: int = _setting(
         1024, "MiB of photo features kept, so that clicks on a known photo are quick.", _integer(0, 1 << 20)
     )
+    max_device_mb: int = _setting(
+        0,
+        "Most MiB of a GPU's memory, for weights, kept features (a quarter at most) and work; the driver's own few "
+        "hundred come on top. Batches that do not fit are halved. 0: all there is.",
+        _integer(0, 1 << 20),
+    )
     score_threshold: float | None = _setting(
         None,
         "Boxes with a lower score are left out, 0 to 1. Unset: what the checkpoint was calibrated to. "
@@ -229,6 +235,7 @@ class Settings:
             device=self.device,
             proposals=self.proposals,  # type: ignore[arg-type]  # one of three, as the setting says
             cache_bytes=self.cache_mb * MIB,
+            max_device_mb=self.max_device_mb,
             score_threshold=self.score_threshold,
             max_detections=self.max_detections,
         )

@@ -10,7 +10,8 @@ import torch
 @dataclass(frozen=True, kw_only=True)
 class Placement:
     """device: where tensors live. autocast: the dtype of the network's inner arithmetic, None for plain fp32.
-    encode_batch: tiles to encode at a time. decode_batch: prompts to decode at a time. reason: why, for the log."""
+    encode_batch: tiles to encode at a time. decode_batch: prompts to decode at a time; fewer where memory does not hold
+    them (see model.memory). reason: why, for the log."""
 
     device: torch.device
     autocast: torch.dtype | None

@@ -25,6 +25,7 @@ from model.dense import DenseFinder, batches
 from model.device import choose_placement
 from model.feature_cache import FeatureCache
 from model.masks import Answer, choose_masks, read_object
+from model.memory import is_out_of_memory, limit_memory
 from model.network import MASK_STRIDE, Features, Network, Proposals, TilePrompt, has_proposal_head
 from model.proposer import prior_box
 from model.scheduler import Lane, Scheduler
@@ -49,6 +50,8 @@ class EngineOptions:
         one's for the checkpoint's decoder to redraw. `grid`: a grid of points, as SAM2AutomaticMaskGenerator asks.
         `auto`: `learned`; the grid on photos where a lent head proposes nothing.
     cache_bytes: bound of the feature cache.
+    max_device_mb: most MiB of a GPU's memory, weights, cache and work together; the cache then gets a quarter of it at
+        most. 0: all there is. Work that does not fit is done in smaller pieces.
     score_threshold: default of `preannotate`; None takes the checkpoint's calibrated one.
     max_detections: most boxes handed out for one photo.
     """
@@ -58,6 +61,7 @@ class EngineOptions:
     device: str = "auto"
     proposals: ProposalSource = "auto"
     cache_bytes: int = 1 << 30
+    max_device_mb: int = 0
     score_threshold: float | None = None
     max_detections: int = 1000
 
@@ -70,6 +74,13 @@ class EngineOptions:
             raise ValueError(f"max_detections: expected at least 1, got {self.max_detections!r}")
         if self.cache_bytes < 0:
             raise ValueError(f"cache_bytes: expected at least 0, got {self.cache_bytes!r}")
+        if self.max_device_mb < 0:
+            raise ValueError(f"max_device_mb: expected at least 0, got {self.max_device_mb!r}")
+
+    @property
+    def feature_bytes(self) -> int:
+        """What the feature cache gets of what it may have."""
+        return min(self.cache_bytes, self.max_device_mb << 18) if self.max_device_mb else self.cache_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +114,7 @@ class Engine:
     def __init__(self, options: EngineOptions, *, observe: Callable[[str, float], None] = lambda *_: None) -> None:
         self._options = options
         self._observe = observe
-        self._cache: FeatureCache[Features] = FeatureCache(options.cache_bytes)
+        self._cache: FeatureCache[Features] = FeatureCache(options.feature_bytes)
         self._merged: FeatureCache[Proposals] = FeatureCache(MERGED_CACHE_BYTES)
         self._loaded = threading.Event()
         self._network: Network | None = None
@@ -225,6 +236,8 @@ class Engine:
         began = time.monotonic()
         try:
             placement = choose_placement(self._options.device)
+            if self._options.max_device_mb:
+                limit_memory(placement.device, self._options.max_device_mb)
             checkpoint = find_checkpoint(
                 self._options.checkpoint,
                 config=self._options.checkpoint_config,
@@ -242,15 +255,17 @@ class Engine:
                 features_of=self._features,
                 timed=self._timed,
             )
+            for one in (lent, network):
+                if one is not None:
+                    one.warm_up(reserved_bytes=self._options.feature_bytes)
             self._warm_up()
         except (EngineError, ValueError) as error:
             self._failure = str(error)
             log.error("engine failed: %s", error)
         except Exception as error:
-            self._failure = (
-                f"checkpoint {self.name!r} could not be loaded: {type(error).__name__}: {error}".splitlines()[0]
-            )
-            log.exception("engine failed")
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            self._failure = f"checkpoint {self.name!r} could not be loaded: {reason}"
+            log.error("engine failed: %s", self._failure, exc_info=not is_out_of_memory(error))
         else:
             seconds = time.monotonic() - began
             log.info(

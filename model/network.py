@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +29,7 @@ from model.boxes import cells_inside
 from model.checkpoints import BUNDLED_CONFIG, Checkpoint, read_weights
 from model.decoder import MaskDecoder, TileCells, tile_cells
 from model.device import Placement
+from model.memory import BatchSize
 from model.proposer import peaks
 from model.tiling import Tile
 from model.types import BoolArray, CheckpointError, FloatArray, PixelArray
@@ -280,6 +282,8 @@ class Network:
         _fold_batch_norm(module)
         self._module = module.to(placement.device).to(memory_format=torch.channels_last)
         self._placement = placement
+        self._encode_batch = BatchSize("tiles", placement.encode_batch)
+        self._decode_batch = BatchSize("prompts", placement.decode_batch)
         with torch.inference_mode():
             self._decoder = MaskDecoder(module.sam.sam_mask_decoder, module.position_encoding(), placement.dtype)
         self._mean = torch.tensor(PIXEL_MEAN, device=placement.device).view(3, 1, 1)
@@ -297,16 +301,23 @@ class Network:
 
     @property
     def encode_batch(self) -> int:
-        """Tiles that one call of `encode` should be given."""
-        return self._placement.encode_batch
+        """Tiles that one call of `encode` should be given; fewer once memory ran out."""
+        return self._encode_batch.items
 
     @property
     def decode_batch(self) -> int:
-        """Prompts that one call of `decode` should be given."""
-        return self._placement.decode_batch
+        """Prompts that one call of `decode` should be given; fewer once memory ran out."""
+        return self._decode_batch.items
 
     def encode(self, pixels: PixelArray, tiles: Sequence[Tile]) -> list[Features]:
-        """Features of each tile of the photo `pixels`, uint8 `[H, W, 3]`, in one batch."""
+        """Features of each tile of the photo `pixels`, uint8 `[H, W, 3]`, in one batch if memory holds it.
+
+        Raises DeviceMemoryError when it does not hold one tile.
+        """
+        parts = self._encode_batch.run(lambda part: self._encode(pixels, part), tiles)
+        return [features for part in parts for features in part]
+
+    def _encode(self, pixels: PixelArray, tiles: Sequence[Tile]) -> list[Features]:
         with torch.inference_mode(), self._autocast():
             maps = self._module.features(self._images(pixels, tiles))
             proposals = self._proposals(maps.finest) if self.has_proposals else [None] * len(tiles)
@@ -322,7 +333,11 @@ class Network:
             ]
 
     def propose(self, pixels: PixelArray, tiles: Sequence[Tile]) -> list[Proposals]:
-        """The proposals alone, by a network that has a head, for another one to redraw."""
+        """The proposals alone, by a network that has a head, for another one to redraw. Raises as `encode` does."""
+        parts = self._encode_batch.run(lambda part: self._propose(pixels, part), tiles)
+        return [proposals for part in parts for proposals in part]
+
+    def _propose(self, pixels: PixelArray, tiles: Sequence[Tile]) -> list[Proposals]:
         with torch.inference_mode(), self._autocast():
             return self._proposals(self._module.features(self._images(pixels, tiles)).finest)
 
@@ -330,7 +345,13 @@ class Network:
         """Mask logits `[P, M, S/4, S/4]` and predicted IoU `[P, M]` of prompts with equally many tokens, float32.
 
         M is 3 with `multimask`, else 1. The tiles may differ, and some prompts may have a prior and others not.
+        Raises DeviceMemoryError when memory does not hold one prompt.
         """
+        parts = self._decode_batch.run(lambda part: self._decode(part, multimask=multimask), prompts)
+        logits, iou = zip(*parts, strict=True)
+        return torch.cat(logits), torch.cat(iou)
+
+    def _decode(self, prompts: Sequence[TilePrompt], *, multimask: bool) -> tuple[torch.Tensor, torch.Tensor]:
         device = self._placement.device
         tokens = [prompt.tokens() for prompt in prompts]
         coords = torch.from_numpy(np.stack([points for points, _ in tokens])).to(device)
@@ -353,6 +374,24 @@ class Network:
                 answers |= zip(together, zip(logits, iou, strict=True), strict=True)
             all_logits, all_iou = zip(*(answers[number] for number in range(len(prompts))), strict=True)
             return torch.stack(all_logits), torch.stack(all_iou)
+
+    def warm_up(self, *, reserved_bytes: int) -> None:
+        """Encodes and decodes as much at a time as it ever will: the first calls are slow, and tell what memory holds.
+
+        reserved_bytes: of a GPU's memory, left free for the features that callers keep.
+        Raises DeviceMemoryError when not even one tile or prompt fits beside them.
+        """
+        device, kept = self._placement.device, None
+        if device.type == "cuda":
+            reserve = partial(torch.empty, dtype=torch.uint8, device=device)
+            kept = BatchSize("feature caches", 1).run(lambda part: reserve(part[0]), [reserved_bytes])
+        grey = np.full((64, 64, 3), 128, np.uint8)
+        tile = Tile(left=0, top=0, side=64, size=self.size, level=0)
+        features = self.encode(grey, [tile] * self.encode_batch)[0]
+        point, yes = np.full((1, 2), self.size / 2, np.float32), np.ones(1, np.bool_)
+        prompt = TilePrompt(features=features, points_xy=point, is_foreground=yes, box_xyxy=None)
+        self.decode([prompt] * self.decode_batch, multimask=True)
+        del kept  # until here it was in the way
 
     def _autocast(self) -> torch.autocast:
         dtype = self._placement.autocast

@@ -24,6 +24,7 @@ class EngineError(Exception):
 
     EngineError
     ├── CheckpointError    the weights cannot be had, read or fitted to their network
+    ├── DeviceMemoryError  the device's memory does not hold the least piece of work
     ├── NotReady           the engine is still loading, or has failed to load
     └── DeadlineExceeded   the caller's deadline passed before the answer was there
     """
@@ -31,6 +32,10 @@ class EngineError(Exception):
 
 class CheckpointError(EngineError):
     """The weights cannot be had, read or fitted to their network."""
+
+
+class DeviceMemoryError(EngineError):
+    """The device's memory does not hold the least piece of work."""
 
 
 class NotReady(EngineError):
