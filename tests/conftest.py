@@ -13,7 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
 
+import model.network
+from model.checkpoints import BUNDLED_WEIGHTS, Checkpoint, find_checkpoint, read_weights
 from scripts import annotator_browser, label_studio
 from scripts.demo import LABEL_STUDIO_ENVIRONMENT, ROOT, is_ready, start_facings
 from scripts.label_studio import Account, Client
@@ -100,3 +104,16 @@ def chromium() -> str:
     if found is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(annotator_browser.NO_BROWSER)
     return found
+
+
+@pytest.fixture(scope="session")
+def headless(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """The bundled weights without their proposal head: what an official checkpoint is like."""
+    folder = tmp_path_factory.mktemp("headless")
+    tree = OmegaConf.load(Path(model.network.__file__).with_name("facings_nano.yaml"))
+    del tree["proposal_head"]
+    OmegaConf.save(tree, folder / "headless.yaml")
+    tensors = read_weights(BUNDLED_WEIGHTS)
+    sam = {name.removeprefix("sam."): value.clone() for name, value in tensors.items() if name.startswith("sam.")}
+    save_file(sam, folder / "headless.safetensors")
+    return find_checkpoint(str(folder / "headless.safetensors"), config=str(folder / "headless.yaml"), has_gpu=False)
