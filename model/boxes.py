@@ -72,37 +72,41 @@ def pixel_boxes(logits: torch.Tensor, stride: float) -> torch.Tensor:
 def mask_boxes(logits: torch.Tensor, stride: float) -> torch.Tensor:
     """Boxes `[P, 4]` of the masks `logits > 0`, read between the pixels of low-resolution logits `[P, h, w]`.
 
-    A mask's edge lies where the logits cross zero. The outermost crossing along each axis is found on the profile of
-    row or column maxima by linear interpolation between pixel centres, which is what enlarging the mask bilinearly
-    and thresholding it would find, without enlarging. Units: pixels of the tile, `stride` of them a cell.
-    An empty mask gives a box of zeros.
+    A mask's edge lies where the logits cross zero. Along each axis the outermost crossing is found by linear
+    interpolation between pixel centres, which is what enlarging the mask bilinearly and thresholding it would find,
+    without enlarging. Units: pixels of the tile, `stride` of them a cell. An empty mask gives a box of zeros.
     """
-    columns, rows = logits.amax(1), logits.amax(2)
-    x0, x1 = _outer_crossings(columns)
-    y0, y1 = _outer_crossings(rows)
+    x0, x1 = _outer_crossings(logits)
+    y0, y1 = _outer_crossings(logits.transpose(1, 2))
     boxes = torch.stack([x0, y0, x1, y1], 1) * stride
-    return torch.where((columns > 0).any(1)[:, None], boxes, boxes.new_zeros(()))
+    return torch.where((logits > 0).any(2).any(1)[:, None], boxes, boxes.new_zeros(()))
 
 
-def _outer_crossings(profile: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """First and last zero crossing of each profile `[P, n]`, in cells; the border where it is above zero there."""
-    profile = profile.float()
-    count = profile.shape[1]
-    inside = profile > 0
+def _outer_crossings(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """First and last zero crossing along the rows of each mask `[P, h, w]`, in cells; the border where the mask touches
+    it."""
+    count = logits.shape[2]
+    inside = (logits > 0).any(1)
     first = inside.int().argmax(1)
     last = count - 1 - inside.flip(1).int().argmax(1)
 
     def crossing(at: torch.Tensor, outside: torch.Tensor) -> torch.Tensor:
-        """Share of a cell between the centre at `at` (above zero) and the crossing towards `outside` (below)."""
-        above = profile.gather(1, at[:, None])[:, 0]
-        below = profile.gather(1, outside.clamp(0, count - 1)[:, None])[:, 0]
-        return (above / (above - below).clamp(min=1e-6)).clamp(0, 1)
+        """Share of a cell from the centres of column `at`, the outermost with any cell of the mask, to the farthest
+        crossing towards column `outside`, which has none."""
+        above, below = (_column(logits, where.clamp(0, count - 1)) for where in (at, outside))
+        share = above / (above - below).clamp(min=1e-6)
+        return share.masked_fill(above <= 0, 0.0).amax(1).clamp(0, 1)
 
     start = torch.where(first > 0, first + 0.5 - crossing(first, first - 1), first.new_zeros((), dtype=torch.float32))
     end = torch.where(
         last < count - 1, last + 0.5 + crossing(last, last + 1), torch.full_like(last, count, dtype=torch.float32)
     )
     return start, end
+
+
+def _column(logits: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Column `index[p]` of each mask `[P, h, w]`: `[P, h]`, float32."""
+    return logits.gather(2, index[:, None, None].expand(-1, logits.shape[1], 1))[:, :, 0].float()
 
 
 def stability_scores(logits: torch.Tensor, offset: float = 1.0) -> torch.Tensor:

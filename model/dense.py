@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from typing import TypeVar
 
 import numpy as np
@@ -18,9 +18,10 @@ import torch
 
 from model import boxes as geometry
 from model import tiling
+from model.masks import SHELF_SHARE
 from model.merging import DUPLICATE_IOU, merge_proposals
 from model.network import MASK_STRIDE, Features, Network, Proposals, TilePrompt
-from model.proposer import point_grid
+from model.proposer import point_grid, prior_box
 from model.tiling import Tile
 from model.types import Detections, FloatArray, Photo
 
@@ -37,11 +38,26 @@ REDRAW_LEAST_IOU = 0.5  # of a redrawn box with its proposal; else the decoder t
 @dataclass(frozen=True, kw_only=True)
 class PointGrid:
     """How a tile is asked, with the defaults of SAM2AutomaticMaskGenerator: points along each side, and the least
-    predicted IoU and stability of a mask that counts."""
+    predicted IoU and stability of a mask that counts.
+
+    in_rounds: every fourth point along each side first, then every other, then the rest, without points in objects that
+    are found already. Upstream asks all of them.
+    """
 
     points_per_side: int = 32
     min_score: float = 0.8
     min_stability: float = 0.95
+    in_rounds: bool = True
+
+    def rounds(self, size: int) -> list[FloatArray]:
+        """The points of each round `[N, 2]`, in pixels of a tile of `size`."""
+        points = point_grid(self.points_per_side, size).numpy()
+        if not self.in_rounds:
+            return [points]
+        line = np.arange(self.points_per_side)
+        place = np.where(line % 4 == 2, 0, np.where(line % 2 == 0, 1, 2))  # the round of each line of points
+        round_of = np.maximum(place[:, None], place[None]).ravel()
+        return [points[round_of == number] for number in range(3)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,30 +163,46 @@ def ask_grid(
     timed: Callable[[str], AbstractContextManager[object]],
     at_full_resolution: bool = False,
 ) -> Work[Found]:
-    """Boxes of one tile, in its pixels, of everything that SAM2AutomaticMaskGenerator would find, before its duplicate
-    removal: a grid of points, three masks a point, those of them that are sure and stable.
+    """Boxes of one tile, in its pixels, of everything that a grid of points finds, before duplicate removal: of what
+    each point is answered, the masks that are sure and stable.
+
+    A point is asked as a click is (see model.engine): with a proposal as its prior where the network has one for it,
+    else for three masks. Without proposals and rounds this is what SAM2AutomaticMaskGenerator would find.
 
     at_full_resolution: reads boxes and stability from enlarged masks, as upstream does, instead of between the cells of
     the decoder's own; slower, and hardly different. timed: see DenseFinder.
     """
     boxes: list[torch.Tensor] = []
     scores: list[torch.Tensor] = []
-    yes = np.ones(1, np.bool_)
-    points = point_grid(grid.points_per_side, network.size).numpy()
-    for batch in batches(points, network.decode_batch):
-        prompts = [
-            TilePrompt(features=features, points_xy=point[None], is_foreground=yes, box_xyxy=None) for point in batch
-        ]
-        with timed("decode"):
-            logits, iou = network.decode(prompts, multimask=True)
-            logits, iou = logits.flatten(0, 1), iou.flatten(0, 1)
-            keep = iou > grid.min_score
-            found, stability = _read_masks(logits[keep], features.tile, network.size, at_full_resolution)
-            stable = stability >= grid.min_stability
-            boxes.append(found[stable].cpu())
-            scores.append(iou[keep][stable].clamp(0, 1).cpu())
-        yield
-    return torch.cat(boxes).numpy(), torch.cat(scores).numpy()
+    side = network.size // MASK_STRIDE
+    is_found = np.zeros((side, side), np.bool_)  # cells of objects
+    for points in grid.rounds(network.size):
+        column, row = (points / MASK_STRIDE).astype(int).T
+        prompts = [_click(features, point) for point in points[~is_found[row, column]]]
+        prompts.sort(key=lambda prompt: prompt.is_ambiguous)
+        for is_ambiguous, alike in groupby(prompts, key=lambda prompt: prompt.is_ambiguous):
+            for batch in batches(alike, network.decode_batch):
+                with timed("decode"):
+                    logits, iou = network.decode(batch, multimask=is_ambiguous)
+                    surest = (iou == iou.amax(1, keepdim=True)).flatten()
+                    logits, iou = logits.flatten(0, 1), iou.flatten()
+                    keep = iou > grid.min_score
+                    found, stability = _read_masks(logits[keep], features.tile, network.size, at_full_resolution)
+                    stable = stability >= grid.min_stability
+                    boxes.append(found[stable].cpu())
+                    scores.append(iou[keep][stable].clamp(0, 1).cpu())
+                    if grid.in_rounds:
+                        areas = (found[:, 2:] - found[:, :2]).prod(1)
+                        objects = stable & surest[keep] & (areas <= SHELF_SHARE * network.size**2)
+                        is_found |= (logits[keep][objects] > 0).any(0).cpu().numpy()
+                yield
+    return torch.cat([torch.zeros(0, 4), *boxes]).numpy(), torch.cat([torch.zeros(0), *scores]).numpy()
+
+
+def _click(features: Features, point_xy: FloatArray) -> TilePrompt:
+    yes, proposals = np.ones(1, np.bool_), features.proposals
+    prior = prior_box(proposals.boxes_xyxy, proposals.scores, point_xy[None], yes, None) if proposals else None
+    return TilePrompt(features=features, points_xy=point_xy[None], is_foreground=yes, box_xyxy=None, prior_xyxy=prior)
 
 
 def _read_masks(

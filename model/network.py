@@ -300,6 +300,12 @@ class Network:
         return self._module.proposal_head is not None
 
     @property
+    def encoder_bytes(self) -> int:
+        """Bytes of the encoder's weights, in the precision in which it computes with them."""
+        encoder = self._module.sam.image_encoder
+        return sum(weight.numel() for weight in encoder.parameters()) * self._placement.dtype.itemsize
+
+    @property
     def encode_batch(self) -> int:
         """Tiles that one call of `encode` should be given; fewer once memory ran out."""
         return self._encode_batch.items

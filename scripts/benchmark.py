@@ -1,13 +1,12 @@
 """How fast the engine answers, what else it costs, and how it stands beside upstream sam2.
 
-Knows the engine, the shelf renderer and sam2's own predictor. Measuring returns values; printing is apart. Figures
-through HTTP are made in `benchmark_http`.
+Knows the engine and the shelf renderer. Measuring returns values; printing is apart. Figures through HTTP are made in
+`benchmark_http`, those beside sam2's own predictor and generator in `benchmark_upstream`, what is possible at all in
+`benchmark_floor`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import json
 import os
 import platform
@@ -16,7 +15,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,17 +26,15 @@ import numpy as np
 from model import Engine, EngineOptions, Photo, Prompt
 from model.checkpoints import OFFICIAL
 from model.training.shelves import render_shelf
-from scripts.console import track
+from scripts.console import CommandError, track
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 MEGAPIXELS = (2, 8, 16)
 BULK_PHOTOS = 40
 IDLE_CLICKS = 40
 SECONDS_BETWEEN_CLICKS = 0.1
-UPSTREAM_CONFIG = OFFICIAL["sam2.1_hiera_tiny"].config
-GENERATOR_MASKS = 150  # let through by the thresholds, as many as a shelf photo has facings
 
 
 class Section(StrEnum):
@@ -48,6 +46,8 @@ class Section(StrEnum):
     memory = "memory"
     upstream = "upstream"
     generator = "generator"
+    parity = "parity"
+    floor = "floor"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,41 +87,6 @@ class LanesResult:
     def p95_ratio(self) -> float:
         """How many times slower the slow clicks are while bulk work runs."""
         return self.busy.p95_s / self.idle.p95_s
-
-
-@dataclass(frozen=True, kw_only=True)
-class UpstreamResult:
-    """SAM2ImagePredictor beside this engine: the same weights, photo and click, called in turns.
-
-    The predictor runs as it comes (float32) and under bf16 autocast. new: encode and decode; known: decode only.
-    """
-
-    config: str
-    upstream_new: Timing
-    upstream_known: Timing
-    upstream_bf16_new: Timing
-    upstream_bf16_known: Timing
-    engine_new: Timing
-    engine_known: Timing
-
-
-@dataclass(frozen=True, kw_only=True)
-class GeneratorResult:
-    """SAM2AutomaticMaskGenerator beside this engine on one square photo and the same weights.
-
-    grid: what upstream asks, of the same single tile, with thresholds that let `masks` masks of each through.
-    lent: what a user gets: the bundled checkpoint's proposals, redrawn, on all tiles; `boxes` of them.
-    peak_gpu_mb: of each, where there is a GPU.
-    """
-
-    config: str
-    masks: int
-    boxes: int
-    upstream: Timing
-    upstream_bf16: Timing
-    grid: Timing
-    lent: Timing
-    peak_gpu_mb: dict[str, float]
 
 
 def timing(seconds: Sequence[float]) -> Timing:
@@ -237,60 +202,7 @@ def measure_engine_lanes(engine: Engine, *, photos: int = BULK_PHOTOS) -> LanesR
     return measure_lanes(lambda: engine.refine(known, [next(clicks)]), bulk, photos=photos)
 
 
-def compared_config(options: EngineOptions) -> str:
-    """Of the network to measure beside upstream: the checkpoint's when it is Meta's, else SAM 2.1 tiny's."""
-    official = OFFICIAL.get(options.checkpoint)
-    return official.config if official else UPSTREAM_CONFIG
-
-
-def measure_upstream(device: str, *, repeat: int, config: str) -> UpstreamResult:
-    """One click on a photo, new and known, by both. The weights are random: speed does not depend on them."""
-    import torch
-    from sam2.build_sam import build_sam2
-    from sam2.sam2_image_predictor import SAM2ImagePredictor
-
-    with random_weights(config) as weights:
-        engine = Engine(EngineOptions(checkpoint=str(weights), checkpoint_config=config, device=device))
-        try:
-            engine.wait_ready()
-            torch_device = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-            upstream = SAM2ImagePredictor(build_sam2(config, str(weights), device=str(torch_device)))
-            return _in_turns(engine, upstream, torch_device, config=config, repeat=repeat)
-        finally:
-            engine.close()
-
-
-def _in_turns(engine: Engine, upstream: Any, device: torch.device, *, config: str, repeat: int) -> UpstreamResult:
-    import torch
-
-    def upstream_click(photo: Photo, prompt: Prompt, *, encode: bool, bf16: bool) -> None:
-        precision = torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
-        with torch.inference_mode(), precision:
-            if encode:
-                upstream.set_image(np.array(photo.pixels))  # a copy: it wants to be able to write
-            upstream.predict(point_coords=prompt.points_xy, point_labels=prompt.is_foreground.astype(np.int32))
-
-    calls: dict[str, Callable[[Photo, Prompt], object]] = {
-        "upstream_new": lambda photo, click: upstream_click(photo, click, encode=True, bf16=False),
-        "upstream_known": lambda photo, click: upstream_click(photo, click, encode=False, bf16=False),
-        "upstream_bf16_new": lambda photo, click: upstream_click(photo, click, encode=True, bf16=True),
-        "upstream_bf16_known": lambda photo, click: upstream_click(photo, click, encode=False, bf16=True),
-        "engine_new": lambda photo, click: engine.refine(photo, [click]),
-        "engine_known": lambda photo, click: engine.refine(photo, [click]),
-    }
-    photos = shelf_photos(2, seed=3)
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for round_ in range(-1, repeat):
-        photo = next(photos)
-        click = next(clicks_on(photo, seed=round_ + 1))  # one for all: another may lie in another tile of the engine
-        for name, call in calls.items():
-            elapsed_s = seconds_of(call, photo, click)
-            if round_ >= 0:
-                seconds[name].append(elapsed_s)
-    return UpstreamResult(config=config, **{name: timing(values) for name, values in seconds.items()})
-
-
-@contextlib.contextmanager
+@contextmanager
 def random_weights(config: str) -> Iterator[Path]:
     """A file with random weights of one of sam2's configs. What is measured does not depend on them."""
     import torch
@@ -298,82 +210,19 @@ def random_weights(config: str) -> Iterator[Path]:
 
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "random.pt"
+        path = Path(folder) / f"random_{Path(config).stem}.pt"
         torch.save({"model": build_sam2(config, device="cpu").state_dict()}, path)
         yield path
 
 
-def measure_generator(device: str, *, repeat: int, config: str, points_per_side: int = 32) -> GeneratorResult:
-    """All objects of a square photo by both. The weights are random, so stability is not asked for."""
-    import torch
-    from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
-    from sam2.build_sam import build_sam2
-
-    from model.checkpoints import find_checkpoint
-    from model.dense import PointGrid, ask_grid
-    from model.device import choose_placement
-    from model.network import Network
-    from model.tiling import Tile
-
-    placement = choose_placement(device)
-    tile = Tile(left=0, top=0, side=1024, size=1024, level=0)
-    shelf = render_shelf(4, (1024, 1024)).photo_rgb
-    photos = (Photo(pixels=np.roll(shelf, shift, axis=1)) for shift in itertools.count())
-    with random_weights(config) as weights:
-        network = Network(find_checkpoint(str(weights), config=config, has_gpu=False), placement)
-        options = EngineOptions(checkpoint=str(weights), checkpoint_config=config, device=device)
-        engine = Engine(options)
-        engine.wait_ready()  # the file is gone after this
-        model = build_sam2(config, str(weights), device=str(placement.device))
-
-    def ask(photo: Photo, grid: PointGrid) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        (features,) = network.encode(photo.pixels, [tile])
-        job = ask_grid(network, features, grid, timed=lambda _: contextlib.nullcontext())
-        while True:
-            try:
-                next(job)
-            except StopIteration as end:
-                return end.value  # type: ignore[no-any-return]
-
-    _, scores = ask(next(photos), PointGrid(points_per_side=points_per_side, min_score=-1.0, min_stability=0.0))
-    masks = min(GENERATOR_MASKS, len(scores) // 2)
-    grid = PointGrid(points_per_side=points_per_side, min_score=float(np.sort(scores)[-masks - 1]), min_stability=0.0)
-    generator = SAM2AutomaticMaskGenerator(
-        model, points_per_side=points_per_side, pred_iou_thresh=grid.min_score, stability_score_thresh=0.0
-    )
-
-    def generate(photo: Photo, *, bf16: bool) -> None:
-        precision = torch.autocast(placement.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
-        with torch.inference_mode(), precision:
-            generator.generate(np.array(photo.pixels))
-
-    calls: dict[str, Callable[[Photo], object]] = {
-        "upstream": lambda photo: generate(photo, bf16=False),
-        "upstream_bf16": lambda photo: generate(photo, bf16=True),
-        "grid": lambda photo: ask(photo, grid),
-        "lent": engine.preannotate,
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    peaks: dict[str, float] = {}
-    try:
-        boxes = len(engine.preannotate(next(photos)))
-        for _ in range(repeat):
-            photo = next(photos)
-            for name, call in calls.items():
-                if placement.device.type == "cuda":
-                    torch.cuda.reset_peak_memory_stats(placement.device)
-                seconds[name].append(seconds_of(call, photo))
-                if placement.device.type == "cuda":
-                    peaks[name] = torch.cuda.max_memory_allocated(placement.device) / 2**20
-    finally:
-        engine.close()
-    return GeneratorResult(
-        config=config,
-        masks=masks,
-        boxes=boxes,
-        peak_gpu_mb=peaks,
-        **{name: timing(values) for name, values in seconds.items()},
-    )
+@contextmanager
+def without_weights(options: EngineOptions) -> Iterator[EngineOptions]:
+    """The options with random weights for those of Meta's checkpoint that they name. Raises CommandError for others."""
+    official = OFFICIAL.get(options.checkpoint)
+    if official is None:
+        raise CommandError(f"--random-weights: expected --checkpoint {', '.join(OFFICIAL)}, got {options.checkpoint!r}")
+    with random_weights(official.config) as weights:
+        yield replace(options, checkpoint=str(weights), checkpoint_config=official.config)
 
 
 def peak_memory_mb() -> dict[str, float]:
@@ -422,14 +271,28 @@ def benchmark(options: EngineOptions, sections: Sequence[Section], *, repeat: in
         memory = measure_memory(options, count=requests)
         print_memory(memory)
         report["memory"] = asdict(memory) | {"growth": memory.growth}
-    if Section.upstream in sections:
-        upstream = measure_upstream(options.device, repeat=repeat, config=compared_config(options))
-        print_upstream(upstream)
-        report["upstream"] = asdict(upstream)
-    if Section.generator in sections:
-        generator = measure_generator(options.device, repeat=max(1, repeat // 5), config=compared_config(options))
-        print_generator(generator)
-        report["generator"] = asdict(generator)
+    if {Section.upstream, Section.generator, Section.parity} & set(sections):
+        from scripts import benchmark_upstream as beside
+
+        config = beside.compared_config(options)
+        if Section.upstream in sections:
+            upstream = beside.measure_upstream(options.device, repeat=repeat, config=config)
+            beside.print_upstream(upstream)
+            report["upstream"] = asdict(upstream)
+        if Section.generator in sections:
+            generator = beside.measure_generator(options.device, repeat=max(1, repeat // 5), config=config)
+            beside.print_generator(generator)
+            report["generator"] = asdict(generator)
+        if Section.parity in sections:
+            parity = beside.measure_parity(options)
+            beside.print_parity(parity)
+            report["parity"] = asdict(parity)
+    if Section.floor in sections:
+        from scripts.benchmark_floor import measure_floor, print_floor
+
+        floor = measure_floor(options, repeat=repeat)
+        print_floor(floor)
+        report["floor"] = asdict(floor)
     report["peak_memory"] = peak_memory_mb()
     print("peak memory: " + ", ".join(f"{name} {value:.0f}" for name, value in report["peak_memory"].items()))
     print(json.dumps(report))
@@ -456,32 +319,6 @@ def print_lanes(where: str, result: LanesResult) -> None:
         f"{where}: clicks while {result.bulk_photos} photos run ({result.bulk_s:.1f} s) {shown(result.busy)} "
         f"({result.busy.calls} clicks), p95 is {result.p95_ratio:.2f} times its idle value"
     )
-
-
-def print_upstream(result: UpstreamResult) -> None:
-    """Upstream in both precisions beside the engine."""
-    rows = (
-        ("SAM2ImagePredictor, float32", result.upstream_new, result.upstream_known),
-        ("SAM2ImagePredictor, bf16", result.upstream_bf16_new, result.upstream_bf16_known),
-        ("this engine", result.engine_new, result.engine_known),
-    )
-    print(f"{result.config}, random weights, one click: median / p95")
-    for name, new, known in rows:
-        print(f"  {name:<28} new photo {shown(new):>18}   known photo {shown(known):>18}")
-
-
-def print_generator(result: GeneratorResult) -> None:
-    """Upstream's generator in both precisions beside the engine's two ways."""
-    rows = (
-        ("SAM2AutomaticMaskGenerator, float32", result.upstream),
-        ("SAM2AutomaticMaskGenerator, bf16", result.upstream_bf16),
-        ("this engine, the same grid", result.grid),
-        (f"this engine, {result.boxes} lent proposals, all tiles", result.lent),
-    )
-    print(f"{result.config}, random weights, a photo of 1 MP, {result.masks} masks: median / p95")
-    for name, measured in rows:
-        faster = result.upstream.median_s / measured.median_s
-        print(f"  {name:<48} {shown(measured):>18}   {faster:.1f} times as fast")
 
 
 def shown(measured: Timing) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -295,8 +295,9 @@ def benchmark(
         typer.Option(
             help="sizes: seconds by size of photo. lanes: clicks while bulk work runs, in the engine. http: the same "
             "through HTTP. memory: resident memory over many requests. upstream: sam2's own predictor on the same "
-            "weights. generator: sam2's own mask generator on the same weights, minutes on a CPU. Repeatable; all but "
-            "memory and generator by default.",
+            "weights. generator: sam2's own mask generator on the same weights, minutes on a CPU. parity: how alike "
+            "boxes are, and in each precision. floor: the least time that the arithmetic and the bytes take here. "
+            "Repeatable; sizes, lanes, http and upstream by default.",
             show_default=False,
         ),
     ] = None,
@@ -304,13 +305,17 @@ def benchmark(
     requests: Annotated[
         int | None, typer.Option(min=200, help="Measure memory over this many requests.", show_default=False)
     ] = None,
+    random_weights: Annotated[
+        bool,
+        typer.Option("--random-weights", help="Of a SAM 2.1 checkpoint: its network, for speed, without its weights."),
+    ] = False,
     checkpoint: CheckpointOption = None,
     device: DeviceOption = None,
 ) -> None:
     """Measure speed and memory on this machine.
 
     Medians and 95th percentiles after a warm-up, and the peak memory. The last line is JSON. Beside upstream stands the
-    network that --checkpoint names, with random weights, or SAM 2.1 tiny.
+    network that --checkpoint names, with random weights, or SAM 2.1 tiny. Speed does not depend on weights; boxes do.
 
     \b
     Examples:
@@ -318,6 +323,7 @@ def benchmark(
       facings benchmark --section sizes --section lanes --repeat 10
       facings benchmark --section memory --requests 2000
       facings benchmark --section generator --checkpoint sam2.1_hiera_large
+      facings benchmark --section sizes --section floor --checkpoint sam2.1_hiera_large --random-weights
     """
     from scripts import benchmark as command
 
@@ -329,7 +335,9 @@ def benchmark(
         raise CommandError(f"--section: expected {', '.join(command.Section)}, got {sorted(unknown)[0]!r}")
     sections = [command.Section(name) for name in names]
     _show_warnings()
-    command.benchmark(_engine_options(checkpoint, device), sections, repeat=repeat, requests=requests or 2000)
+    options = _engine_options(checkpoint, device)
+    with command.without_weights(options) if random_weights else nullcontext(options) as measured:
+        command.benchmark(measured, sections, repeat=repeat, requests=requests or 2000)
 
 
 def _is_expected(error: Exception) -> bool:

@@ -12,9 +12,12 @@ import requests
 
 from backend.label_config import parse_label_config
 from backend.prompts import prompts_from_context
+from model import EngineOptions
+from model.checkpoints import find_checkpoint
 from model.types import Detections, Photo, Prompt
 from scripts import benchmark as command
-from scripts import benchmark_http
+from scripts import benchmark_floor, benchmark_http, benchmark_upstream
+from scripts.console import CommandError
 
 
 class SleepyEngine:
@@ -129,8 +132,47 @@ def test_the_photo_server_gives_ever_different_photos_and_a_broken_one() -> None
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # in sam2
 def test_upstreams_generator_and_both_ways_of_the_engine_answer_in_one_run() -> None:
     """Four points and random weights: that all four run, not how fast."""
-    result = command.measure_generator("cpu", repeat=1, config=command.UPSTREAM_CONFIG, points_per_side=2)
+    result = benchmark_upstream.measure_generator(
+        "cpu", repeat=1, config=benchmark_upstream.UPSTREAM_CONFIG, points_per_side=2
+    )
     timings = (result.upstream, result.upstream_bf16, result.grid, result.lent)
     assert all(measured.calls == 1 and measured.median_s > 0 for measured in timings)
     assert result.masks == 6, "half of twelve"
     assert result.boxes > 0
+
+
+@pytest.mark.parametrize(
+    ("boxes", "wanted", "lines"),
+    [
+        ([], [], []),
+        ([[0, 0, 10, 10]], [[0, 0, 0, 0]], []),
+        ([[0, 0, 10, 10], [0, 0, 30, 60]], [[0, 0, 10, 20], [0, 0, 30, 60]], [(0, 1, 0.5), (24, 1, 1.0), (0, 2, 0.75)]),
+    ],
+    ids=["nothing", "upstream found nothing", "a half and a whole"],
+)
+def test_likeness_is_told_by_size_and_of_all_sizes_last(
+    boxes: list[list[float]], wanted: list[list[float]], lines: list[tuple[int, int, float]]
+) -> None:
+    shape = np.array(boxes, np.float32).reshape(-1, 4), np.array(wanted, np.float32).reshape(-1, 4)
+    found = benchmark_upstream.likeness(*shape)
+    assert [(one.least_px, one.count, one.median) for one in found] == lines
+
+
+def test_random_weights_stand_for_metas_checkpoints_only() -> None:
+    with (
+        pytest.raises(CommandError, match=r"sam2.1_hiera_tiny.*'facings-nano'"),
+        command.without_weights(EngineOptions(checkpoint="facings-nano")),
+    ):
+        pass
+    with command.without_weights(EngineOptions(checkpoint="sam2.1_hiera_tiny", max_detections=7)) as options:
+        assert find_checkpoint(options.checkpoint, config=options.checkpoint_config, has_gpu=False).config
+        assert options.max_detections == 7
+
+
+def test_the_floor_of_the_bundled_checkpoint_is_below_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark_floor, "MATRIX", 512)
+    monkeypatch.setattr(benchmark_floor, "COPIED_BYTES", 1 << 24)
+    result = benchmark_floor.measure_floor(EngineOptions(checkpoint="facings-nano", device="cpu"), repeat=1)
+    encode, one, many = result.pieces
+    assert encode.flops > many.flops > 10 * one.flops > 0
+    assert all(piece.floor_s > 0 and piece.measured_s > 0 for piece in result.pieces)

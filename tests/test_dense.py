@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,10 +11,12 @@ import torch
 
 from model import Engine, EngineOptions, Photo, Prompt
 from model.boxes import iou_matrix
-from model.checkpoints import Checkpoint
-from model.dense import ask_grid
+from model.checkpoints import Checkpoint, find_checkpoint
+from model.dense import PointGrid, ask_grid
 from model.device import Placement
+from model.network import Network
 from model.proposer import point_grid
+from model.tiling import Tile
 from model.training.shelves import Shelf, render_shelf
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # in sam2
@@ -31,6 +34,15 @@ def engine_of(checkpoint: Checkpoint, **options: object) -> Engine:
             **options,  # type: ignore[arg-type]
         )
     )
+
+
+def finished(job: Iterator[None]) -> object:
+    """What a job returns in the end."""
+    while True:
+        try:
+            next(job)
+        except StopIteration as end:
+            return end.value
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +106,28 @@ def test_where_nothing_is_proposed_the_grid_is_asked(
     engine.preannotate(GREY)
     engine.close()
     assert bool(asked) is is_asked
+
+
+@pytest.mark.parametrize("points_per_side", [1, 2, 6, 32])
+def test_the_rounds_of_a_grid_ask_each_of_its_points_once(points_per_side: int) -> None:
+    rounds = PointGrid(points_per_side=points_per_side).rounds(1024)
+    (all_at_once,) = PointGrid(points_per_side=points_per_side, in_rounds=False).rounds(1024)
+    assert sorted(np.concatenate(rounds).tolist()) == sorted(all_at_once.tolist())
+
+
+def test_points_in_objects_of_earlier_rounds_are_not_asked_again(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(find_checkpoint("facings-nano", config=None, has_gpu=False), CPU)
+    (features,) = network.encode(shelf.photo_rgb, [Tile(left=0, top=0, side=600, size=1024, level=1)])
+    decode, asked = network.decode, []
+    monkeypatch.setattr(
+        network, "decode", lambda prompts, multimask: asked.extend(prompts) or decode(prompts, multimask=multimask)
+    )
+    boxes = {}
+    for in_rounds in (False, True):
+        grid = PointGrid(points_per_side=8, min_score=0.6, min_stability=0.7, in_rounds=in_rounds)
+        asked.clear()
+        job = ask_grid(network, features, grid, timed=lambda _: contextlib.nullcontext())
+        boxes[in_rounds], _ = finished(job)
+        assert (len(asked) < 64) is in_rounds
+    found_again = iou_matrix(boxes[False], boxes[True]).max(1) > 0.5
+    assert found_again.mean() > 0.8

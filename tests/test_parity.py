@@ -80,7 +80,9 @@ def test_the_grid_gives_what_sam2s_own_generator_gives(
 ) -> None:
     network = Network(checkpoint, CPU)
     photo, wanted_boxes, wanted_scores = generated
-    grid = PointGrid(points_per_side=POINTS_PER_SIDE, min_score=thresholds[0], min_stability=thresholds[1])
+    grid = PointGrid(
+        points_per_side=POINTS_PER_SIDE, min_score=thresholds[0], min_stability=thresholds[1], in_rounds=False
+    )
     tile = Tile(left=0, top=0, side=768, size=1024, level=0)
     (features,) = network.encode(photo, [tile])
     job = ask_grid(
