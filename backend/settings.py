@@ -96,6 +96,13 @@ def _folder(text: str) -> str:
     return text
 
 
+def _encoder(text: str) -> str:
+    path = Path(text)
+    if not path.is_dir() and not (path.is_file() and path.suffix in (".onnx", ".engine")):
+        raise _Wrong("an existing folder, .onnx or .engine file that facings export wrote")
+    return text
+
+
 def _secret(text: str) -> str:
     if not text.isascii() or not text.isprintable():
         raise _Wrong("printable ASCII characters")
@@ -122,6 +129,12 @@ class Settings:
     )
     device: str = _setting(
         "auto", "Where the network runs: `auto`, `cpu`, `cuda` or `cuda:N`. `auto`: a GPU if there is one.", _device
+    )
+    encoder: str | None = _setting(
+        None,
+        "What `facings export` wrote of this checkpoint, to encode instead of torch: an `.onnx` file on a CPU, an "
+        "`.engine` file on a GPU, or the folder of either. Unset: torch.",
+        _encoder,
     )
     proposals: str = _setting(
         "auto",
@@ -233,6 +246,7 @@ class Settings:
             checkpoint=self.checkpoint,
             checkpoint_config=self.checkpoint_config,
             device=self.device,
+            encoder=self.encoder,
             proposals=self.proposals,  # type: ignore[arg-type]  # one of three, as the setting says
             cache_bytes=self.cache_mb * MIB,
             max_device_mb=self.max_device_mb,

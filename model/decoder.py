@@ -111,7 +111,18 @@ class MaskDecoder:
         sparse `[P, T, C]`; dense `[P, C, h, w]`, or `[1, C, h, w]` when it is the same for all. M is 3 with
         `multimask`, else 1.
         """
-        count = len(sparse)
+        masks, iou = self._answer(tile, sparse, dense)
+        return (masks[:, 1:], iou[:, 1:]) if multimask else self._single(masks, iou)
+
+    def both(self, tile: TileCells, sparse: torch.Tensor, dense: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both answers at once, `[P, 4, 4h, 4w]` and `[P, 4]`: the one mask first, then the three."""
+        masks, iou = self._answer(tile, sparse, dense)
+        single, single_iou = self._single(masks, iou)
+        return torch.cat([single, masks[:, 1:]], dim=1), torch.cat([single_iou, iou[:, 1:]], dim=1)
+
+    def _answer(self, tile: TileCells, sparse: torch.Tensor, dense: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The masks of all tokens, and their predicted IoU."""
+        count = sparse.shape[0]  # len() would fix the number when the decoder is exported
         tokens = torch.cat([self._output_tokens.expand(count, -1, -1), sparse.float()], dim=1)
         cells = tile.embedding + dense.flatten(2).transpose(1, 2).to(self._dtype)
         queries = tokens
@@ -136,7 +147,7 @@ class MaskDecoder:
         transformer = self._sam.transformer
         final = transformer.final_attn_token_to_image
         queries = transformer.norm_final_attn(queries + self._ask_image(final, queries + tokens, *self._final(cells)))
-        return self._read(tile, queries, cells, multimask=multimask)
+        return self._read(tile, queries, cells)
 
     def _ask_image(
         self, attention: Any, asking: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
@@ -144,16 +155,14 @@ class MaskDecoder:
         """Tokens `[P, T, C]` attend to cells `[P, n, c]`; all in one row when the cells are the same for all prompts,
         `[1, n, c]`."""
         projected = attention.q_proj(asking).to(self._dtype)
-        if len(keys) == 1:
+        if keys.shape[0] == 1:
             answers = _attend(projected.flatten(0, 1)[None], keys, values, attention.num_heads).view(projected.shape)
         else:
             answers = _attend(projected, keys, values, attention.num_heads)
         return attention.out_proj(answers.float())  # type: ignore[no-any-return]
 
-    def _read(
-        self, tile: TileCells, queries: torch.Tensor, cells: torch.Tensor, *, multimask: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        sam, count, side = self._sam, len(queries), self._side
+    def _read(self, tile: TileCells, queries: torch.Tensor, cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        sam, count, side = self._sam, queries.shape[0], self._side
         first = self._output_tokens.shape[0] - sam.num_mask_tokens  # token of the first mask
         iou = sam.iou_prediction_head(queries[:, first - 1])
         weights = torch.stack(
@@ -167,11 +176,12 @@ class MaskDecoder:
         finest = functional.gelu(finest).flatten(1, 2)
         masks = (finest @ weights.transpose(1, 2).to(self._dtype)).float()
         masks = masks.view(count, side, side, 2, 2, 2, 2, -1).permute(0, 7, 1, 3, 5, 2, 4, 6)
-        masks = masks.reshape(count, -1, 4 * side, 4 * side)
-        if multimask:
-            return masks[:, 1:], iou[:, 1:]
-        if sam.dynamic_multimask_via_stability:
-            return sam._dynamic_multimask_via_stability(masks, iou)  # type: ignore[no-any-return]
+        return masks.reshape(count, -1, 4 * side, 4 * side), iou
+
+    def _single(self, masks: torch.Tensor, iou: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of all masks the one for a prompt that is not ambiguous."""
+        if self._sam.dynamic_multimask_via_stability:
+            return self._sam._dynamic_multimask_via_stability(masks, iou)  # type: ignore[no-any-return]
         return masks[:, :1], iou[:, :1]
 
 

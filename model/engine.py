@@ -23,6 +23,7 @@ from model import tiling
 from model.checkpoints import BUNDLED, Checkpoint, calibrated_threshold, find_checkpoint
 from model.dense import DenseFinder, batches
 from model.device import choose_placement
+from model.encoders import EncoderFile, find_encoder, open_encoder
 from model.feature_cache import FeatureCache
 from model.masks import Answer, choose_masks, read_object
 from model.memory import is_out_of_memory, limit_memory
@@ -46,6 +47,8 @@ class EngineOptions:
     """checkpoint: `auto`, a name of model.checkpoints, or the path of a `.pt` or `.safetensors` file.
     checkpoint_config: network config of a path, when its name does not tell.
     device: `auto`, `cpu`, `cuda` or `cuda:N`.
+    encoder: what `facings export` wrote of this checkpoint, to encode instead of torch: an `.onnx` file on a CPU, an
+        `.engine` file on a GPU, or the folder of either.
     proposals: where `preannotate` looks. `learned`: what a learned head proposes, the checkpoint's own, or the bundled
         one's for the checkpoint's decoder to redraw. `grid`: a grid of points, as SAM2AutomaticMaskGenerator asks.
         `auto`: `learned`; the grid on photos where a lent head proposes nothing.
@@ -59,6 +62,7 @@ class EngineOptions:
     checkpoint: str = "auto"
     checkpoint_config: str | None = None
     device: str = "auto"
+    encoder: str | None = None
     proposals: ProposalSource = "auto"
     cache_bytes: int = 1 << 30
     max_device_mb: int = 0
@@ -120,6 +124,7 @@ class Engine:
         self._network: Network | None = None
         self._finder: DenseFinder | None = None
         self._checkpoint: Checkpoint | None = None
+        self._encoder_file: EncoderFile | None = None
         self._proposing_checkpoint: Checkpoint | None = None  # whose head proposes; None for the grid
         self._calibrated_threshold: float | None = None
         self._failure: str | None = None
@@ -150,8 +155,8 @@ class Engine:
 
     @property
     def version(self) -> str:
-        """Changes exactly when the boxes may: the weights' hash and the options that change boxes. Never blocks;
-        `<name>-loading` until the weights' file is known."""
+        """Changes exactly when the boxes may: the weights' hash, the options that change boxes, and the hash of an
+        exported encoder. Never blocks; `<name>-loading` until the weights' file is known."""
         if self._checkpoint is None:
             return f"{self._options.checkpoint}-loading"
         changed = [
@@ -161,6 +166,8 @@ class Engine:
         ]
         if (proposing := self._proposing_checkpoint) and proposing is not self._checkpoint:
             changed.append(proposing.version)
+        if self._encoder_file:
+            changed.append(self._encoder_file.digest)
         suffix = "-" + hashlib.sha256(",".join(changed).encode()).hexdigest()[:4] if changed else ""
         return self._checkpoint.version + suffix
 
@@ -244,9 +251,12 @@ class Engine:
                 has_gpu=placement.device.type == "cuda",
             )
             proposing = self._proposing(checkpoint)
+            file = find_encoder(self._options.encoder, placement) if self._options.encoder else None
+            self._encoder_file = file  # before the checkpoint, so that no version lacks it
             self._checkpoint, self._proposing_checkpoint = checkpoint, proposing
             self._calibrated_threshold = calibrated_threshold(proposing) if proposing else None
-            self._network = network = Network(checkpoint, placement)
+            encoder = open_encoder(file, checkpoint, placement) if file else None
+            self._network = network = Network(checkpoint, placement, encoder)
             lent = Network(proposing, placement) if proposing and proposing is not checkpoint else None
             self._finder = DenseFinder(
                 network=network,
@@ -269,10 +279,11 @@ class Engine:
         else:
             seconds = time.monotonic() - began
             log.info(
-                "engine ready version=%s device=%s (%s) seconds=%.1f",
+                "engine ready version=%s device=%s (%s) encoder=%s seconds=%.1f",
                 self.version,
                 placement.device,
                 placement.reason,
+                file.path if file else "torch",
                 seconds,
             )
         finally:

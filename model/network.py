@@ -29,6 +29,7 @@ from model.boxes import cells_inside
 from model.checkpoints import BUNDLED_CONFIG, Checkpoint, read_weights
 from model.decoder import MaskDecoder, TileCells, tile_cells
 from model.device import Placement
+from model.encoders import Encoded, Encoder
 from model.memory import BatchSize
 from model.proposer import peaks
 from model.tiling import Tile
@@ -130,6 +131,12 @@ class FacingsModule(nn.Module):
         if sam.directly_add_no_mem_embed:
             embedding = embedding + sam.no_mem_embed.view(1, -1, 1, 1)
         return FeatureMaps(finest=finest, embedding=embedding, high_res=high_res)
+
+    def encoded(self, images: torch.Tensor) -> Encoded:
+        """What the decoder needs, and the proposal head's answer where there is one; see model.encoders.Encoder."""
+        maps = self.features(images)
+        head = None if self.proposal_head is None else self.proposal_head(maps.finest)
+        return Encoded(embedding=maps.embedding, high_res=maps.high_res, head=head)
 
     def _pyramid(self, images: torch.Tensor) -> list[torch.Tensor]:
         """The `backbone_fpn` of sam2's image encoder, finest first, without what only videos need, and summed in the
@@ -272,15 +279,28 @@ def load_weights(module: FacingsModule, tensors: dict[str, torch.Tensor], source
     target.load_state_dict(tensors)
 
 
-class Network:
-    """A loaded network on its device. Not locked: one thread uses it (see model.scheduler)."""
+def load_module(checkpoint: Checkpoint) -> FacingsModule:
+    """The checkpoint's network on the CPU, to be asked and not trained. Raises CheckpointError."""
+    module = build_module(checkpoint.config)
+    load_weights(module, read_weights(checkpoint.weights), checkpoint.weights.name)
+    module.eval().requires_grad_(False)
+    _fold_batch_norm(module)
+    return module
 
-    def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
-        module = build_module(checkpoint.config)
-        load_weights(module, read_weights(checkpoint.weights), checkpoint.weights.name)
-        module.eval().requires_grad_(False)
-        _fold_batch_norm(module)
+
+class Network:
+    """A loaded network on its device. Not locked: one thread uses it (see model.scheduler).
+
+    encoder: what encodes instead of the checkpoint's own encoder, whose weights are then not kept.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, placement: Placement, encoder: Encoder | None = None) -> None:
+        module = load_module(checkpoint)
+        self._encoder_weights = sum(weight.numel() for weight in module.sam.image_encoder.parameters())
+        if encoder is not None:
+            module.sam.image_encoder = None
         self._module = module.to(placement.device).to(memory_format=torch.channels_last)
+        self._encoder = encoder or module.encoded
         self._placement = placement
         self._encode_batch = BatchSize("tiles", placement.encode_batch)
         self._decode_batch = BatchSize("prompts", placement.decode_batch)
@@ -302,8 +322,7 @@ class Network:
     @property
     def encoder_bytes(self) -> int:
         """Bytes of the encoder's weights, in the precision in which it computes with them."""
-        encoder = self._module.sam.image_encoder
-        return sum(weight.numel() for weight in encoder.parameters()) * self._placement.dtype.itemsize
+        return self._encoder_weights * self._placement.dtype.itemsize
 
     @property
     def encode_batch(self) -> int:
@@ -325,8 +344,8 @@ class Network:
 
     def _encode(self, pixels: PixelArray, tiles: Sequence[Tile]) -> list[Features]:
         with torch.inference_mode(), self._autocast():
-            maps = self._module.features(self._images(pixels, tiles))
-            proposals = self._proposals(maps.finest) if self.has_proposals else [None] * len(tiles)
+            maps = self._encoder(self._images(pixels, tiles))
+            proposals = self._proposals(maps.head) if maps.head is not None else [None] * len(tiles)
             return [
                 Features(
                     tile=tile,
@@ -345,7 +364,10 @@ class Network:
 
     def _propose(self, pixels: PixelArray, tiles: Sequence[Tile]) -> list[Proposals]:
         with torch.inference_mode(), self._autocast():
-            return self._proposals(self._module.features(self._images(pixels, tiles)).finest)
+            head = self._encoder(self._images(pixels, tiles)).head
+            if head is None:
+                raise TypeError("propose: expected a network with a proposal head")
+            return self._proposals(head)
 
     def decode(self, prompts: Sequence[TilePrompt], *, multimask: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Mask logits `[P, M, S/4, S/4]` and predicted IoU `[P, M]` of prompts with equally many tokens, float32.
@@ -408,8 +430,8 @@ class Network:
         images = torch.stack([self._tile_image(photo, tile) for tile in tiles])
         return images.contiguous(memory_format=torch.channels_last)
 
-    def _proposals(self, finest: torch.Tensor) -> list[Proposals]:
-        boxes, scores = peaks(*self._module.proposal_head(finest), limit=MAX_PROPOSALS)
+    def _proposals(self, head: tuple[torch.Tensor, torch.Tensor]) -> list[Proposals]:
+        boxes, scores = peaks(*head, limit=MAX_PROPOSALS)
         boxes, scores = boxes.clamp(0, self.size).cpu(), scores.cpu()
         strong = scores > PROPOSAL_FLOOR
         return [

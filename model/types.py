@@ -25,6 +25,7 @@ class EngineError(Exception):
     EngineError
     ├── CheckpointError    the weights cannot be had, read or fitted to their network
     ├── DeviceMemoryError  the device's memory does not hold the least piece of work
+    ├── ExportError        an export cannot be made or written
     ├── NotReady           the engine is still loading, or has failed to load
     └── DeadlineExceeded   the caller's deadline passed before the answer was there
     """
@@ -36,6 +37,10 @@ class CheckpointError(EngineError):
 
 class DeviceMemoryError(EngineError):
     """The device's memory does not hold the least piece of work."""
+
+
+class ExportError(EngineError):
+    """An export cannot be made or written."""
 
 
 class NotReady(EngineError):

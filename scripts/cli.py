@@ -289,6 +289,46 @@ def train(
 
 
 @app.command()
+def export(
+    out: Annotated[Path, typer.Option(help="Folder for the files.", show_default=False)],
+    checkpoint: CheckpointOption = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the encoder's products: fp32 or fp16; by default fp16 where a TensorRT engine is built.",
+            show_default=False,
+        ),
+    ] = None,
+    most_tiles: Annotated[int, typer.Option(min=1, help="Largest batch of a TensorRT engine.")] = 16,
+) -> None:
+    """Write the encoder and the decoder as ONNX files, and a TensorRT engine where TensorRT is installed.
+
+    The files are compared with torch on ONNX Runtime where that is installed. The last line is JSON. ENCODER makes the
+    engine use the encoder; the README says what goes into the files and what comes out.
+
+    \b
+    Examples:
+      facings export --out exported
+      facings export --out exported --checkpoint sam2.1_hiera_large --precision fp16
+      ENCODER=exported facings serve
+    """
+    if precision not in (None, "fp32", "fp16"):
+        raise CommandError(f"--precision: expected fp32 or fp16, got {precision!r}")
+    settings = _settings(checkpoint=checkpoint)
+    from scripts import export as command
+
+    _show_warnings()
+    exported = command.export(
+        settings.checkpoint,
+        settings.checkpoint_config,
+        out,
+        precision=precision,  # type: ignore[arg-type]
+        most_tiles=most_tiles,
+    )
+    command.print_report(exported)
+
+
+@app.command()
 def benchmark(
     section: Annotated[
         list[str] | None,

@@ -18,7 +18,7 @@ from scripts import cli
 from scripts.console import CommandError, track
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("serve", "demo", "preannotate", "evaluate", "train", "benchmark")
+COMMANDS = ("serve", "demo", "preannotate", "evaluate", "train", "export", "benchmark")
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -79,6 +79,9 @@ def test_help_loads_nothing_heavy() -> None:
         (["preannotate", "--photos", "{tmp}", "--out", "{tmp}/no/b.json"], "existing folder"),
         (["evaluate", "--photos", "{tmp}", "--coco", "{tmp}/none.json"], "No such file or directory"),
         (["evaluate", "--photos", "{tmp}", "--coco", "{tmp}/empty.json"], "expected COCO"),
+        (["export", "--out", "{tmp}/no/such"], "No such file or directory: '{tmp}/no/such'"),
+        (["export", "--out", "{tmp}", "--precision", "int8"], "expected fp32 or fp16, got 'int8'"),
+        (["export", "--out", "{tmp}", "--checkpoint", "none.pt"], "no file at 'none.pt'"),
         (["benchmark", "--section", "colours"], "got 'colours'"),
         (["benchmark", "--device", "gpu"], "DEVICE: expected"),
         (["benchmark", "--checkpoint", "none.pt", "--section", "sizes"], "none.pt"),
@@ -96,7 +99,7 @@ def test_expected_failures_are_one_line_and_a_status(
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.startswith("facings: ")
-    assert told in shown.err
+    assert told.format(tmp=tmp_path) in shown.err
     assert shown.err.count("\n") == 1
 
 

@@ -122,7 +122,7 @@ def test_commands_are_seen_wherever_they_stand(text: str, words: list[list[str]]
         ("make rum", "'rum'"),
         ("make run PHOTO=x", "'PHOTO'"),
         ("facings train --fast", "--fast"),
-        ("facings export", "'export'"),
+        ("facings import", "'import'"),
         ("COLOUR=red make run", "COLOUR=red"),
         ("rm -r x", "'rm'"),
         ("python -m scripts.none", "scripts.none"),

@@ -96,6 +96,12 @@ def test_texts_become_values(name: str, text: str, value: object) -> None:
         ("BASIC_AUTH_PASS", "me", "BASIC_AUTH_USER: expected a value next to BASIC_AUTH_PASS, got none"),
         ("ALLOW_PRIVATE_ADDRESSES", "maybe", "ALLOW_PRIVATE_ADDRESSES: expected true or false, got 'maybe'"),
         ("LOCAL_FILES_ROOT", "/no/such", "LOCAL_FILES_ROOT: expected an existing folder, got '/no/such'"),
+        (
+            "ENCODER",
+            "/no/such.onnx",
+            "ENCODER: expected an existing folder, .onnx or .engine file that facings export wrote, "
+            "got '/no/such.onnx'",
+        ),
         ("LOG_LEVEL", "loud", "LOG_LEVEL: expected debug, info, warning or error, got 'loud'"),
     ],
 )
