@@ -24,7 +24,7 @@ from model.types import CheckpointError, ExportError
 def is_installed() -> bool:
     try:
         import tensorrt  # noqa: F401
-    except ImportError:
+    except (ImportError, OSError):  # OSError: its libraries do not load
         return False
     return True
 
@@ -56,9 +56,12 @@ def build_engine(onnx: Path, engine: Path, card: ExportCard, *, most_tiles: int)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise ExportError(f"{str(engine)!r}: TensorRT built no engine; its messages stand above")
-    engine.write_bytes(plan)
     built_with = card.strings() | {"tensorrt": trt.__version__, "gpu": torch.cuda.get_device_name()}
-    card_path(engine).write_text(json.dumps(built_with, indent=2) + "\n")
+    try:
+        engine.write_bytes(plan)
+        card_path(engine).write_text(json.dumps(built_with, indent=2) + "\n")
+    except OSError as error:
+        raise ExportError(f"{str(engine)!r}: cannot be written: {error.strerror or error}") from error
 
 
 class TensorRTEncoder:
@@ -70,7 +73,7 @@ class TensorRTEncoder:
         ExportCard.read(card, path).check(path, checkpoint)
         try:
             import tensorrt as trt
-        except ImportError:
+        except (ImportError, OSError):
             raise CheckpointError(
                 f"encoder {str(path)!r}: TensorRT is not installed: pip install tensorrt=={card.get('tensorrt')}"
             ) from None
