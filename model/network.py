@@ -296,7 +296,7 @@ class Network:
 
     def __init__(self, checkpoint: Checkpoint, placement: Placement, encoder: Encoder | None = None) -> None:
         module = load_module(checkpoint)
-        self._encoder_weights = sum(weight.numel() for weight in module.sam.image_encoder.parameters())
+        self._encoder_weights: int = sum(weight.numel() for weight in module.sam.image_encoder.parameters())
         if encoder is not None:
             module.sam.image_encoder = None
         self._module = module.to(placement.device).to(memory_format=torch.channels_last)
@@ -322,7 +322,7 @@ class Network:
     @property
     def encoder_bytes(self) -> int:
         """Bytes of the encoder's weights, in the precision in which it computes with them."""
-        return self._encoder_weights * self._placement.dtype.itemsize
+        return self._encoder_weights * int(self._placement.dtype.itemsize)
 
     @property
     def encode_batch(self) -> int:

@@ -115,7 +115,12 @@ def test_the_rounds_of_a_grid_ask_each_of_its_points_once(points_per_side: int) 
     assert sorted(np.concatenate(rounds).tolist()) == sorted(all_at_once.tolist())
 
 
-def test_points_in_objects_of_earlier_rounds_are_not_asked_again(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_points_in_objects_that_are_surely_found_are_not_asked_again(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what the bundled checkpoint answers to points, hardly anything is as sure as the engine wants it."""
+    monkeypatch.setattr("model.dense.SURE_SCORE", 0.6)
+    monkeypatch.setattr("model.dense.SURE_STABILITY", 0.7)
     network = Network(find_checkpoint("facings-nano", config=None, has_gpu=False), CPU)
     (features,) = network.encode(shelf.photo_rgb, [Tile(left=0, top=0, side=600, size=1024, level=1)])
     decode, asked = network.decode, []
@@ -126,8 +131,6 @@ def test_points_in_objects_of_earlier_rounds_are_not_asked_again(shelf: Shelf, m
     for in_rounds in (False, True):
         grid = PointGrid(points_per_side=8, min_score=0.6, min_stability=0.7, in_rounds=in_rounds)
         asked.clear()
-        job = ask_grid(network, features, grid, timed=lambda _: contextlib.nullcontext())
-        boxes[in_rounds], _ = finished(job)
+        boxes[in_rounds], _ = finished(ask_grid(network, features, grid, timed=lambda _: contextlib.nullcontext()))
         assert (len(asked) < 64) is in_rounds
-    found_again = iou_matrix(boxes[False], boxes[True]).max(1) > 0.5
-    assert found_again.mean() > 0.8
+    assert (iou_matrix(boxes[False], boxes[True]).max(1) > 0.5).mean() > 0.8
