@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from label_studio_ml.model import LabelStudioMLBase  # type: ignore[import-untyped]
 
-from backend.errors import DeadlinePassed, FacingsError, LabelConfigError, RequestError
+from backend.errors import DeadlinePassed, FacingsError, LabelConfigError
 from backend.label_config import LabelConfig, parse_label_config
+from backend.predictions import Prediction, photo_address, prediction_of
 from backend.prompts import AnnotatorPrompt, prompts_from_context
 from backend.regions import Region, regions_from_detections
 from backend.reporting import log_event, shown
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from model import Engine, Photo
 
 Task = Mapping[str, Any]
-Prediction = dict[str, Any]
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 
@@ -131,12 +130,8 @@ class FacingsAnnotator(LabelStudioMLBase):  # type: ignore[misc]
         return regions_from_detections(detections, photo.size_wh, config, labels=labels, ids=ids)
 
     def _photo(self, task: Task, *, config: LabelConfig) -> Photo:
-        data = task.get("data")
-        if not isinstance(data, Mapping) or config.image_key not in data:
-            keys = sorted(data) if isinstance(data, Mapping) else []
-            raise RequestError(f"task data: expected the key {config.image_key!r} of the label config, got {keys!r}")
         return self.resident.photos.load(
-            data[config.image_key],
+            photo_address(task.get("data"), config),
             task_id=task.get("id"),
             label_studio_url=self._access.label_studio_url,
             access_token=self._access.token,
@@ -159,8 +154,7 @@ class FacingsAnnotator(LabelStudioMLBase):  # type: ignore[misc]
             return {"error": str(reason), "kind": reason.kind, "model_version": engine.version}
         metrics.count_photo("done")
         metrics.count_boxes(asked_by, len(regions))
-        score = fmean(region["score"] for region in regions) if regions else 0.0
-        return {"result": regions, "score": round(score, 4), "model_version": engine.version}
+        return prediction_of(regions, engine.version)
 
     def _log(self, task: Task, reason: FacingsError) -> None:
         # Tasks that are left are many, and nothing is wrong with them.

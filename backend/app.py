@@ -25,11 +25,12 @@ from typing import Any
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import ClientDisconnected, HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
-from backend.annotator import Access, FacingsAnnotator, Prediction, Resident, annotator_class
+from backend.annotator import Access, FacingsAnnotator, Resident, annotator_class
 from backend.errors import AuthError, EngineNotReady, LabelConfigError, RequestError
 from backend.images import PhotoLoader
 from backend.label_config import LabelConfig, parse_label_config
 from backend.metrics import CONTENT_TYPE, Metrics
+from backend.predictions import Prediction
 from backend.reporting import configure_logging, log_event, shown
 from backend.settings import MIB, Settings
 from model import Engine

@@ -21,7 +21,7 @@ from http import HTTPStatus
 import certifi
 
 from backend.addresses import Address, Origin, connect
-from backend.errors import PhotoError, PhotoForbidden, PhotoTooLarge, PhotoUnreachable
+from backend.errors import PhotoError, PhotoForbidden, PhotoMissing, PhotoTooLarge, PhotoUnreachable
 from backend.tokens import Authorizations, LabelStudio, is_jwt
 
 MAX_REDIRECTS = 5
@@ -122,7 +122,7 @@ class Downloader:
         try:
             with _cut_off(sock, until):
                 if address.origin.scheme == "https":
-                    sock = _tls().wrap_socket(sock, server_hostname=address.origin.host)
+                    sock = tls_context().wrap_socket(sock, server_hostname=address.origin.host)
                 connection = http.client.HTTPConnection(address.origin.host, address.origin.port)
                 connection.sock = sock  # so it opens none of its own
                 accepted = {"Accept": "image/*, */*;q=0.5", "Accept-Encoding": "identity", "Connection": "close"}
@@ -175,7 +175,7 @@ def _cut_off(sock: socket.socket, until: float) -> Iterator[None]:
 
 
 @cache
-def _tls() -> ssl.SSLContext:
+def tls_context() -> ssl.SSLContext:
     """Trusts the system's certificates, those of `SSL_CERT_FILE`, and certifi's where the system has none."""
     context = ssl.create_default_context()
     context.load_verify_locations(certifi.where())
@@ -208,7 +208,8 @@ def _not_ok(
     if answering != asked:
         message += f" from {answering.shown!r}"
     if status not in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-        return PhotoUnreachable(message)
+        gone = status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
+        return PhotoMissing(message) if gone else PhotoUnreachable(message)
     if token_sent:
         message += (
             "; Label Studio refuses the access token: set LABEL_STUDIO_API_KEY (legacy tokens may be disabled there)"

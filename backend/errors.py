@@ -10,6 +10,7 @@ FacingsError               500  internal           unforeseen; the server's log 
 ├── PromptError            400  prompt             an interactive prompt is malformed
 ├── PhotoError             422  photo              the photo of a task cannot be had
 │   ├── PhotoUnreachable   502  photo_unreachable  its host does not answer, or answers with an error
+│   │   └── PhotoMissing   502  photo_unreachable  its host answers that it has no such photo
 │   ├── PhotoForbidden     403  photo_forbidden    its address is refused here, or our token is refused there
 │   ├── PhotoTooLarge      413  photo_too_large    more bytes or pixels than the limits
 │   └── PhotoBroken        422  photo_broken       the bytes are not a photo that can be decoded
@@ -79,6 +80,10 @@ class PhotoUnreachable(PhotoError):
 
     status = 502
     kind = "photo_unreachable"
+
+
+class PhotoMissing(PhotoUnreachable):
+    """Its host answers that it has no such photo: asking again will not help."""
 
 
 class PhotoForbidden(PhotoError):

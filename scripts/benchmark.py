@@ -2,7 +2,7 @@
 
 Knows the engine and the shelf renderer. Measuring returns values; printing is apart. Figures through HTTP are made in
 `benchmark_http`, those beside sam2's own predictor and generator in `benchmark_upstream`, what is possible at all in
-`benchmark_floor`.
+`benchmark_floor`, those of a whole Label Studio project in `benchmark_project`.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Section(StrEnum):
     generator = "generator"
     parity = "parity"
     floor = "floor"
+    project = "project"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,6 +294,12 @@ def benchmark(options: EngineOptions, sections: Sequence[Section], *, repeat: in
         floor = measure_floor(options, repeat=repeat)
         print_floor(floor)
         report["floor"] = asdict(floor)
+    if Section.project in sections:
+        from scripts.benchmark_project import measure_project, print_project
+
+        project = measure_project(options)
+        print_project(project)
+        report["project"] = asdict(project) | {"share": project.share}
     report["peak_memory"] = peak_memory_mb()
     print("peak memory: " + ", ".join(f"{name} {value:.0f}" for name, value in report["peak_memory"].items()))
     print(json.dumps(report))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +20,7 @@ from scripts.console import CommandError
 if TYPE_CHECKING:
     from backend.settings import Settings
     from model import Engine, EngineOptions
+    from scripts.project import Project, Selection
 
 app = typer.Typer(
     name="facings",
@@ -30,8 +31,6 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-BROKEN_PHOTOS_STATUS = 3
 
 PhotosOption = Annotated[Path, typer.Option(help="Folder of photos.", show_default=False)]
 CheckpointOption = Annotated[
@@ -49,9 +48,30 @@ ThresholdOption = Annotated[
     float | None,
     typer.Option(min=0, max=1, help="Keep boxes of this score and above; by default the checkpoint's own."),
 ]
+ProjectOption = Annotated[
+    int | None, typer.Option(help="Number of a Label Studio project, as in its address.", show_default=False)
+]
+UrlOption = Annotated[
+    str | None, typer.Option(help="Label Studio's address; by default LABEL_STUDIO_URL.", show_default=False)
+]
+ApiKeyOption = Annotated[
+    str | None,
+    typer.Option(help="Access token, personal or legacy; by default LABEL_STUDIO_API_KEY.", show_default=False),
+]
+ViewOption = Annotated[
+    int | None, typer.Option(help="Only the tasks of this tab of the Data Manager.", show_default=False)
+]
+IdsOption = Annotated[str | None, typer.Option(help="Only these tasks: 5,7,9.", show_default=False)]
+LimitOption = Annotated[
+    int | None, typer.Option(min=1, help="At most so many tasks that need boxes.", show_default=False)
+]
+PatienceOption = Annotated[
+    float, typer.Option(min=0, help="Seconds to try again while Label Studio is away, before the run stops.")
+]
+ReportOption = Annotated[Path | None, typer.Option(help="JSON file for the summary.", show_default=False)]
 
 
-def _settings(**given: str | int | None) -> Settings:
+def _settings(**given: str | float | None) -> Settings:
     """What the environment asks for, with what the command line asks for over it."""
     from backend.settings import Settings
 
@@ -59,8 +79,55 @@ def _settings(**given: str | int | None) -> Settings:
     return Settings.from_env({**os.environ, **options})
 
 
-def _engine_options(checkpoint: str | None, device: str | None) -> EngineOptions:
-    return _settings(checkpoint=checkpoint, device=device).engine_options()
+def _engine_options(checkpoint: str | None, device: str | None, score_threshold: float | None = None) -> EngineOptions:
+    return _settings(checkpoint=checkpoint, device=device, score_threshold=score_threshold).engine_options()
+
+
+def _settings_of_project(url: str | None, api_key: str | None, **given: str | int | float | None) -> Settings:
+    """Those with Label Studio's address and a token for it, from the options or the environment."""
+    known = os.environ.get("LABEL_STUDIO_URL", "").strip().rstrip("/")
+    if url is not None and api_key is None and known not in ("", url.strip().rstrip("/")):
+        raise CommandError(f"--api-key: expected the token for {url!r}; LABEL_STUDIO_API_KEY belongs to {known!r}")
+    settings = _settings(label_studio_url=url, label_studio_api_key=api_key, **given)
+    for option, value in (("url", settings.label_studio_url), ("api-key", settings.label_studio_api_key)):
+        if value is None:
+            variable = {"url": "LABEL_STUDIO_URL", "api-key": "LABEL_STUDIO_API_KEY"}[option]
+            raise CommandError(f"--project: expected --{option} or {variable}, got neither")
+    return settings
+
+
+def _selection(ids: str | None, view: int | None) -> Selection:
+    from scripts.project import Selection
+
+    if ids is not None and view is not None:
+        raise CommandError("expected --ids or --view, got both")
+    if ids is None:
+        return Selection(view=view)
+    try:
+        numbers = [int(part) for part in ids.split(",")]
+    except ValueError:
+        raise CommandError(f"--ids: expected numbers such as 5,7,9, got {ids!r}") from None
+    return Selection(ids=list(dict.fromkeys(numbers)))
+
+
+def _refuse(beside: str, given: Mapping[str, object]) -> None:
+    """Raises CommandError for the first option that was given beside one that it does not go with."""
+    for name, value in given.items():
+        if value is not None and value is not False:
+            raise CommandError(f"--{name}: does not go with {beside}")
+
+
+@contextmanager
+def _open_project(settings: Settings, number: int | None, patience_s: float) -> Iterator[Project]:
+    """The project. A request to terminate ends the block as Ctrl-C does."""
+    from scripts.processes import signals_as_interrupt
+    from scripts.project import Project
+
+    url, api_key = settings.label_studio_url, settings.label_studio_api_key
+    if url is None or api_key is None or number is None:
+        raise CommandError("--project: expected a number, and Label Studio's address and token")
+    with signals_as_interrupt(), Project(url, api_key, number, patience_s=patience_s) as project:
+        yield project
 
 
 def _show_warnings() -> None:
@@ -136,33 +203,97 @@ def demo(
 
 @app.command()
 def preannotate(
-    photos: PhotosOption,
-    out: Annotated[Path, typer.Option(help="COCO file to write.", show_default=False)],
+    photos: Annotated[
+        Path | None, typer.Option(help="Folder of photos, instead of a project.", show_default=False)
+    ] = None,
+    project: ProjectOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File to write, for yolo a folder; a project then stays as it is.", show_default=False),
+    ] = None,
+    kind: Annotated[
+        str, typer.Option("--format", help="Of --out: coco (detections), label-studio (import JSON) or yolo.")
+    ] = "coco",
+    url: UrlOption = None,
+    api_key: ApiKeyOption = None,
+    view: ViewOption = None,
+    ids: IdsOption = None,
+    limit: LimitOption = None,
+    only_unlabeled: Annotated[bool, typer.Option("--only-unlabeled", help="Only tasks without annotations.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Also tasks with a prediction of this model version; it is replaced.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    patience: PatienceOption = 300.0,
+    report: ReportOption = None,
     draw: Annotated[
-        Path | None, typer.Option(help="Folder for copies of the photos with their boxes drawn.", show_default=False)
+        Path | None,
+        typer.Option(help="Folder for copies of a folder's photos with their boxes drawn.", show_default=False),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="With --photos and label-studio: what stands before each file name; by default that of local files.",
+            show_default=False,
+        ),
     ] = None,
     score_threshold: ThresholdOption = None,
     checkpoint: CheckpointOption = None,
     device: DeviceOption = None,
 ) -> None:
-    """Box every facing in a folder of photos, without Label Studio.
+    """Box every facing in a Label Studio project, or in a folder of photos.
 
-    Writes COCO detections with the photos' file names. Photos that cannot be read are listed at the end; the others are
-    done, and the exit status is 3.
+    A project's tasks get predictions. Stop it, kill it, run it again: it goes on where it was, and each task ends with
+    exactly one prediction of this model version. The exit status is 0 when all is done, 3 when photos are broken, which
+    are listed then, 4 when Label Studio was away for too long, and 130 after Ctrl-C; after the last two, run it again.
 
     \b
     Examples:
-      facings preannotate --photos shelves --out boxes.json
-      facings preannotate --photos shelves --out boxes.json --draw drawn --score-threshold 0.5
+      facings preannotate --project 3 --url https://labels.example.com --api-key ...
+      facings preannotate --project 3 --only-unlabeled --report report.json
+      facings preannotate --project 3 --ids 5,7 --again --score-threshold 0.5
+      facings preannotate --project 3 --out tasks.json --format label-studio
+      facings preannotate --photos shelves --out boxes.json --draw drawn
     """
     from scripts import preannotate as command
+    from scripts.formats import Format, open_writer, require_place
 
-    paths = command.photos_to_do(photos, out)
-    with _open_engine(_engine_options(checkpoint, device)) as engine:
-        result = command.preannotate(engine, paths, out, photos_dir=photos, score_threshold=score_threshold, draw=draw)
-    command.print_report(result, out)
-    if result.broken:
-        raise typer.Exit(BROKEN_PHOTOS_STATUS)
+    if (photos is None) == (project is None):
+        raise CommandError("expected either --photos or --project")
+    if kind not in {*Format}:
+        raise CommandError(f"--format: expected {', '.join(Format)}, got {kind!r}")
+    if report is not None:
+        require_place(report, "--report")
+    if photos is not None:
+        if out is None:
+            raise CommandError("--photos: expected a file for the boxes in --out")
+        given = {"url": url, "view": view, "ids": ids, "limit": limit, "again": again, "dry-run": dry_run}
+        _refuse("--photos", {**given, "only-unlabeled": only_unlabeled})
+        paths = command.photos_to_do(photos, out)
+        config = command.default_label_config()
+        with _open_engine(_engine_options(checkpoint, device, score_threshold)) as engine:
+            writer = open_writer(out, Format(kind), config=config, model_version=engine.version)
+            done = command.preannotate_folder(
+                engine, paths, writer, photos_dir=photos, config=config, address=address, draw=draw
+            )
+        raise typer.Exit(command.tell(done, str(out), report))
+    _refuse("--project", {"draw": draw, "address": address})
+    settings = _settings_of_project(url, api_key, checkpoint=checkpoint, device=device, score_threshold=score_threshold)
+    wanted = command.Wanted(
+        selection=_selection(ids, view), again=again or out is not None, only_unlabeled=only_unlabeled, limit=limit
+    )
+    if out is not None:
+        require_place(out, "--out")
+    with _open_project(settings, project, patience) as source, _open_engine(settings.engine_options()) as engine:
+        if dry_run:
+            print(command.dry_run(source, engine.version, wanted))
+            return
+        if out is None:
+            done = command.preannotate_project(engine, source, wanted, settings, score_threshold=score_threshold)
+        else:
+            writer = open_writer(out, Format(kind), config=source.label_config, model_version=engine.version)
+            done = command.export_project(engine, source, wanted, writer, settings, score_threshold=score_threshold)
+    raise typer.Exit(command.tell(done, f"project {project}" if out is None else str(out), report))
 
 
 @app.command()
@@ -337,7 +468,8 @@ def benchmark(
             "through HTTP. memory: resident memory over many requests. upstream: sam2's own predictor on the same "
             "weights. generator: sam2's own mask generator on the same weights, minutes on a CPU. parity: how alike "
             "boxes are, and in each precision. floor: the least time that the arithmetic and the bytes take here. "
-            "Repeatable; sizes, lanes, http and upstream by default.",
+            "project: a whole Label Studio project beside the bare engine. Repeatable; sizes, lanes, http and upstream "
+            "by default.",
             show_default=False,
         ),
     ] = None,

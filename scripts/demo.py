@@ -10,22 +10,19 @@ import json
 import os
 import re
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 import requests
 
 from scripts import label_studio
 from scripts.console import CommandError, track
 from scripts.label_studio import Account, ApiError, Client
-from scripts.processes import LOOPBACK, Server, require_free_port
+from scripts.processes import LOOPBACK, Server, require_free_port, signals_as_interrupt
 
 ROOT = Path(__file__).parents[1]
 LABEL_STUDIO_ENVIRONMENT = ROOT / ".cache" / "label-studio"
@@ -48,7 +45,7 @@ def demo(
     data = data.resolve()
     require_free_port(label_studio_port, name="Label Studio", variable="LS_PORT")
     require_free_port(port, name="Facings", variable="PORT")
-    with _signals_as_interrupt(), ExitStack() as servers:
+    with signals_as_interrupt(), ExitStack() as servers:
         with _step(f"Label Studio {label_studio.VERSION}: environment"):
             executable = label_studio.install(LABEL_STUDIO_ENVIRONMENT, uv=shutil.which("uv") or "uv")
         account = _account(data / "account.json")
@@ -214,22 +211,3 @@ def _step(text: str) -> Iterator[None]:
         print(text, file=sys.stderr, flush=True)
         yield
     print(f"{text}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _signals_as_interrupt() -> Iterator[None]:
-    """Makes a hang-up or a request to terminate end this process as Ctrl-C does: through all `with` blocks.
-
-    Ctrl-C itself is named too, because a shell's background jobs are started with it ignored.
-    """
-
-    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, interrupt) for number in handled]
-    try:
-        yield
-    finally:
-        for number, handler in zip(handled, before, strict=True):
-            signal.signal(number, handler)

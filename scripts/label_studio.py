@@ -186,6 +186,14 @@ class Client:
         view = {"project": project, "fields": "all", "page_size": 10_000}
         return sorted(self._get("/api/tasks/", **view)["tasks"], key=lambda task: int(task["id"]))
 
+    def create_view(self, project: int, filters: Mapping[str, Any]) -> int:
+        """A tab of the Data Manager that shows the tasks that these filters let through; its id."""
+        body = {
+            "project": project,
+            "data": {"title": "view", "filters": {"conjunction": "and", "items": [], **filters}},
+        }
+        return int(self._post("/api/dm/views/", body)["id"])
+
     def task(self, task: int) -> dict[str, Any]:
         """One task as a labelling page gets it: a task without a prediction is predicted first."""
         return dict(self._get(f"/api/tasks/{task}/"))

@@ -56,9 +56,14 @@ def read_ahead(paths: Iterable[Path]) -> Iterator[tuple[Path, Photo | Exception]
 
 def read_pixels(path: Path) -> npt.NDArray[np.uint8]:
     """The photo's pixels, uint8 `[H, W, 3]`. Raises what hinders it."""
+    return read_photo(path).pixels
+
+
+def read_photo(path: Path) -> Photo:
+    """The photo in a file, as the backend decodes it. Raises FacingsError or OSError."""
     max_pixels = Settings.from_env(os.environ).max_photo_pixels
     raise_pillow_limit(max_pixels)
-    return decode_photo(path.read_bytes(), shown=path.name, content_type="", max_pixels=max_pixels).pixels
+    return decode_photo(path.read_bytes(), shown=path.name, content_type="", max_pixels=max_pixels)
 
 
 def _read(path: Path, max_pixels: int) -> Photo | Exception:

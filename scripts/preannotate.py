@@ -1,111 +1,424 @@
-"""A folder of photos to a COCO file of boxes, without any Label Studio.
+"""Boxes for many photos: a folder's or a Label Studio project's, into files or back into the project.
 
-Knows COCO, files and the engine. Photos without their boxes are told apart from those done, and stop nothing.
+Knows which photos need boxes, what is made of their detections, and what is told at the end. The same run (`bulk`)
+serves all: a folder and a project are sources, files (`formats`) and the project (`uploads`) are sinks.
 """
 
 from __future__ import annotations
 
+import heapq
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
 
-from scripts.console import CommandError, track
+from scripts.bulk import Busy, Job, Outcome, Run, Tally
+from scripts.console import duration, tally_shown
+from scripts.formats import Boxed, Writer
 
 if TYPE_CHECKING:
-    from model import Detections, Engine, Photo
+    from backend.images import PhotoLoader
+    from backend.label_config import LabelConfig
+    from backend.settings import Settings
+    from model import Engine, Photo
+    from scripts.project import Project, Selection, Task
+    from scripts.uploads import Uploads
 
-CATEGORY_ID = 1
+LOCAL_FILES = "/data/local-files/?d="
+# A batch goes up when so many predictions are there, or the first has waited so long: little is lost when the machine
+# dies, and a Label Studio that takes seconds for a request, as it does with 100,000 tasks, gets larger ones.
+BATCH, BATCH_LIMIT, BATCH_PATIENCE_S = 32, 256, 5.0
+LOAD_ATTEMPTS = 4  # Label Studio answers 500 for an upload whose file is gone
+LOAD_PAUSE_S = 1.0
+FAILURES_SHOWN = 20
+BROKEN_PHOTOS_STATUS, STOPPED_STATUS, INTERRUPTED_STATUS = 3, 4, 130
+INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preannotation:
-    """What became of a folder. boxes: COCO detections. broken: file name → reason, one line each."""
+class Wanted:
+    """Which tasks of a project get boxes. again: also those that hold a prediction of the version; limit: at most."""
+
+    selection: Selection
+    again: bool = False
+    only_unlabeled: bool = False
+    limit: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a run did. failures: photo, task (None in a folder) and reason. stopped: why it ended early, or None.
+
+    engine_busy: share of the seconds since the engine was ready in which it had a photo.
+    """
 
     photos: int
-    boxes: Sequence[Mapping[str, Any]]
-    broken: Mapping[str, str]
+    boxes: int
+    needed_nothing: int
+    failures: Sequence[Mapping[str, Any]]
+    seconds: float
+    photos_per_s: float
+    engine_busy: float
+    model_version: str
+    retries: int = 0
+    duplicates_deleted: int = 0
+    stopped: str | None = None
+
+    def as_json(self) -> str:
+        rounded = {name: round(value, 3) for name, value in vars(self).items() if isinstance(value, float)}
+        return json.dumps({**vars(self), **rounded}, indent=1) + "\n"
 
 
-def detect(
-    engine: Engine, photos: Iterable[tuple[Path, Photo | Exception]], *, score_threshold: float | None = None
-) -> Iterator[tuple[Path, Photo | None, Detections | Exception]]:
-    """Detections of each photo, or why there are none, in order. score_threshold: None takes the engine's."""
-    from model import EngineError, NotReady
+@dataclass(kw_only=True)
+class Ending:
+    """How a run ended. stopped: why it ended early, or None."""
 
-    for path, photo in photos:
-        if isinstance(photo, Exception):
-            yield path, None, photo
-            continue
-        try:
-            yield path, photo, engine.preannotate(photo, score_threshold=score_threshold)
-        except NotReady:
-            raise  # no later photo would fare better
-        except EngineError as error:
-            yield path, photo, error
+    tally: Tally
+    stopped: str | None = None
 
 
-def coco_boxes(image_id: int, file_name: str, detections: Detections) -> list[dict[str, Any]]:
-    """COCO's result format (`bbox`: x, y, width, height in photo pixels), and `file_name`, since ids are ours alone."""
-    return [
-        {
-            "image_id": image_id,
-            "file_name": file_name,
-            "category_id": CATEGORY_ID,
-            "bbox": [round(float(value), 2) for value in (x0, y0, x1 - x0, y1 - y0)],
-            "score": round(float(score), 4),
-        }
-        for (x0, y0, x1, y1), score in zip(detections.boxes_xyxy, detections.scores, strict=True)
-    ]
+def run_to_end(
+    jobs: Iterable[Job],
+    work: Callable[[Job, Photo, Busy], tuple[Any, int]],
+    sink: Any,
+    *,
+    tally: Tally,
+    stopping: threading.Event,
+    label: str = "preannotate",
+) -> Ending:
+    """The run with its progress shown. What stops it early is told by the ending, if it can be continued."""
+    from model import NotReady
+    from scripts.project import Unavailable
+
+    run = Run(jobs, work, sink, tally, fatal=(NotReady,), stopping=stopping)
+    ending = Ending(tally=tally)
+    try:
+        with tally_shown(label) as show:
+            run.finish(show)
+    except Unavailable as error:
+        ending.stopped = str(error)
+    except KeyboardInterrupt:
+        ending.stopped = INTERRUPTED
+    return ending
+
+
+# -- a folder --------------------------------------------------------------------------------------------------------
+
+
+def default_label_config() -> LabelConfig:
+    """What Label Studio import JSON is made for where there is no project to ask: label_config/shelf_boxes.xml."""
+    from backend.label_config import parse_label_config
+
+    path = Path(__file__).parents[1] / "label_config" / "shelf_boxes.xml"
+    return parse_label_config(path.read_text())
 
 
 def photos_to_do(photos_dir: Path, out: Path) -> list[Path]:
     """The photos under a folder, in order. Raises CommandError when there is none, or no place for their boxes."""
+    from scripts.formats import require_place
     from scripts.photos import find_photos
 
-    if not out.parent.is_dir():
-        raise CommandError(f"--out {str(out)!r}: expected a file in an existing folder, got {str(out.parent)!r}")
+    require_place(out, "--out")
     return find_photos(photos_dir)
 
 
-def preannotate(
+def preannotate_folder(
     engine: Engine,
     paths: Sequence[Path],
-    out: Path,
+    writer: Writer,
     *,
     photos_dir: Path,
+    config: LabelConfig,
+    address: str | None = None,
     score_threshold: float | None = None,
     draw: Path | None = None,
-) -> Preannotation:
-    """Boxes of every photo, written to `out` in one piece at the end, with file names relative to `photos_dir`.
+) -> Report:
+    """Boxes of every photo, handed to `writer` in the order of the paths, with file names relative to `photos_dir`.
 
     Image ids count the paths from 1, broken photos included, so that a second run gives the same ids.
-    draw: folder for copies of the photos with their boxes, or None.
+    draw: folder for copies of the photos with their boxes, or None. address: what stands before a file name in a task
+    of `config`; None takes that of Label Studio's local files.
     """
-    from scripts.photos import draw_boxes, read_ahead
+    from scripts.photos import draw_boxes, read_photo
 
-    boxes: list[dict[str, Any]] = []
-    broken: dict[str, str] = {}
-    outcomes = detect(engine, read_ahead(paths), score_threshold=score_threshold)
-    for image_id, (path, photo, found) in enumerate(track(outcomes, total=len(paths), label="preannotate"), 1):
-        file_name = path.relative_to(photos_dir).as_posix()
-        if photo is None or isinstance(found, Exception):
-            broken[file_name] = str(found)
-            continue
-        boxes += coco_boxes(image_id, file_name, found)
+    prefix = LOCAL_FILES if address is None else address
+
+    def name(job: Job) -> str:
+        return paths[job.number].relative_to(photos_dir).as_posix()
+
+    def work(job: Job, photo: Photo, busy: Busy) -> tuple[Boxed, int]:
+        with busy.work():
+            found = engine.preannotate(photo, score_threshold=score_threshold, lane="bulk")
         if draw is not None:
-            draw_boxes(photo, found.boxes_xyxy, draw / f"{file_name}.jpg")
-    partial = out.with_name(out.name + ".partial")
-    partial.write_text(json.dumps(boxes))
-    partial.replace(out)
-    return Preannotation(photos=len(paths), boxes=boxes, broken=broken)
+            draw_boxes(photo, found.boxes_xyxy, draw / f"{name(job)}.jpg")
+        data = {config.image_key: prefix + quote(name(job))}
+        boxed = Boxed(image_id=job.key, name=name(job), size_wh=photo.size_wh, detections=found, data=data)
+        return boxed, len(found)
+
+    jobs = (
+        Job(number=i, key=i + 1, shown=path.relative_to(photos_dir).as_posix(), load=partial(read_photo, path))
+        for i, path in enumerate(paths)
+    )
+    ending = run_to_end(
+        jobs, work, FileSink(writer), tally=Tally(total=len(paths)), stopping=threading.Event(), label="preannotate"
+    )
+    return _report(ending, engine.version)
 
 
-def print_report(result: Preannotation, out: Path) -> None:
-    """What was done, then the photos that are broken."""
-    print(f"{len(result.boxes)} boxes of {result.photos - len(result.broken)} photos in {out}")
-    if result.broken:
-        print(f"{len(result.broken)} of {result.photos} photos are broken and have no boxes:")
-        for file_name, reason in result.broken.items():
-            print(f"  {file_name}: {reason}")
+# -- a project -------------------------------------------------------------------------------------------------------
+
+
+def photo_loader(settings: Settings) -> PhotoLoader:
+    """Loads photos as the backend does, and keeps none: each is asked for once."""
+    from dataclasses import replace
+
+    from backend.images import PhotoLoader
+
+    return PhotoLoader(replace(settings, photo_cache_mb=0))
+
+
+def tasks_to_do(
+    project: Project, version: str, wanted: Wanted, tally: Tally, *, on_held: Callable[[Task], None] = lambda _: None
+) -> Iterator[Task]:
+    """The tasks that need boxes; the others are counted. on_held: called with those that hold the version already."""
+    count = 0
+    for page in project.pages(wanted.selection):
+        for task in page:
+            if wanted.limit is not None and count >= wanted.limit:
+                return
+            if wanted.only_unlabeled and task.is_labelled:
+                tally.skipped += 1
+            elif task.holds(version) and not wanted.again:
+                on_held(task)
+                tally.skipped += 1
+            else:
+                count += 1
+                yield task
+
+
+def load_photo(task: Task, loader: PhotoLoader, project: Project) -> Photo:
+    """The task's photo. While Label Studio is away or busy, photos are waited for; a photo's own fault is told soon."""
+    from backend.errors import PhotoMissing, PhotoUnreachable, RequestError
+    from backend.predictions import photo_address
+
+    if task.data is None:
+        raise RequestError(f"expected a task of project {project.number}, got none")
+    address = photo_address(task.data, project.label_config)
+    for attempt in range(LOAD_ATTEMPTS):
+        try:
+            return loader.load(address, task_id=task.id, label_studio_url="", access_token="")
+        except PhotoMissing:
+            raise
+        except PhotoUnreachable:
+            if attempt + 1 == LOAD_ATTEMPTS:
+                raise
+            project.wait_until_up()
+            project.stopping.wait(LOAD_PAUSE_S * 2**attempt)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def task_shown(task: Task, config: LabelConfig) -> str:
+    """The task's photo as a name: the last part of its address."""
+    address = str((task.data or {}).get(config.image_key, ""))
+    if address[:5].lower() == "data:":
+        return "data:…"
+    parts = urlsplit(address)
+    name = parts.query.partition("d=")[2] if parts.path.rstrip("/").endswith("/local-files") else parts.path
+    return name.rpartition("/")[2] or "no photo"
+
+
+def jobs_of(tasks: Iterable[Task], loader: PhotoLoader, project: Project) -> Iterator[Job]:
+    """A job for each task."""
+    for number, task in enumerate(tasks):
+        load = partial(load_photo, task, loader, project)
+        yield Job(number=number, key=task.id, shown=task_shown(task, project.label_config), load=load)
+
+
+def preannotate_project(
+    engine: Engine, project: Project, wanted: Wanted, settings: Settings, *, score_threshold: float | None = None
+) -> Report:
+    """A prediction of the engine's version on every wanted task. See docs/adr/0011 for what holds when it is killed.
+
+    score_threshold: None takes the label config's, then the engine's.
+    """
+    from scripts.uploads import Uploads
+
+    config, version = project.label_config, engine.version
+    tally = Tally(total=_total(project, wanted))
+    uploads = Uploads(project, version, again=wanted.again)
+    tasks = tasks_to_do(project, version, wanted, tally, on_held=uploads.verify)
+    jobs = jobs_of(tasks, photo_loader(settings), project)
+    work = partial(predicted, engine=engine, config=config, score_threshold=score_threshold)
+    ending = run_to_end(jobs, work, ProjectSink(uploads), tally=tally, stopping=project.stopping)
+    return _report(ending, version, uploads, project)
+
+
+def predicted(
+    job: Job, photo: Photo, busy: Busy, *, engine: Engine, config: LabelConfig, score_threshold: float | None
+) -> tuple[bytes, int]:
+    """The prediction of a job's task as Label Studio's import takes it, and how many boxes it has."""
+    from backend.predictions import prediction_of
+    from backend.regions import regions_from_detections
+
+    threshold = config.boxes.score_threshold if score_threshold is None else score_threshold
+    with busy.work():
+        found = engine.preannotate(photo, score_threshold=threshold, lane="bulk")
+    regions = regions_from_detections(found, photo.size_wh, config)
+    # As bytes, which are ten times smaller than what they are made of.
+    return json.dumps({"task": job.key, **prediction_of(regions, engine.version)}).encode(), len(regions)
+
+
+def export_project(
+    engine: Engine,
+    project: Project,
+    wanted: Wanted,
+    writer: Writer,
+    settings: Settings,
+    *,
+    score_threshold: float | None = None,
+) -> Report:
+    """The boxes of every wanted task, handed to `writer`. Nothing in the project changes."""
+    config = project.label_config
+    tally = Tally(total=_total(project, wanted))
+    tasks: dict[int, Task] = {}
+
+    def remembered() -> Iterator[Task]:
+        for task in tasks_to_do(project, engine.version, wanted, tally):
+            tasks[task.id] = task
+            yield task
+
+    def work(job: Job, photo: Photo, busy: Busy) -> tuple[Boxed, int]:
+        threshold = config.boxes.score_threshold if score_threshold is None else score_threshold
+        with busy.work():
+            found = engine.preannotate(photo, score_threshold=threshold, lane="bulk")
+        data = tasks.pop(job.key).data or {}
+        return Boxed(image_id=job.key, name=job.shown, size_wh=photo.size_wh, detections=found, data=data), len(found)
+
+    jobs = jobs_of(remembered(), photo_loader(settings), project)
+    ending = run_to_end(jobs, work, FileSink(writer), tally=tally, stopping=project.stopping)
+    return _report(ending, engine.version, project=project)
+
+
+def dry_run(project: Project, version: str, wanted: Wanted) -> str:
+    """What a run would do, in words. Changes nothing."""
+    tally = Tally(total=_total(project, wanted))
+    with tally_shown("dry run") as show:
+        count = 0
+        for _ in tasks_to_do(project, version, wanted, tally):
+            count += 1
+            tally.done = count
+            show(tally)
+    verb = "replace or add" if wanted.again else "add"
+    return (
+        f"would {verb} predictions of {version} on {count} tasks of project {project.number} ({project.title!r}); "
+        f"{tally.skipped} tasks need nothing"
+    )
+
+
+def _total(project: Project, wanted: Wanted) -> int:
+    count = project.count(wanted.selection)
+    return count if wanted.limit is None else min(count, wanted.limit)
+
+
+# -- sinks -----------------------------------------------------------------------------------------------------------
+
+
+class ProjectSink:
+    """Outcomes of `predicted` go to the project."""
+
+    batch, batch_limit, patience_s = BATCH, BATCH_LIMIT, BATCH_PATIENCE_S
+
+    def __init__(self, uploads: Uploads) -> None:
+        self._uploads = uploads
+
+    def put(self, outcomes: Sequence[Outcome]) -> dict[int, str]:
+        made = {outcome.job.key: outcome.made for outcome in outcomes if outcome.failure is None}
+        return self._uploads.put(made) if made else {}
+
+    def close(self, *, is_complete: bool) -> None:  # noqa: ARG002  what is stored counts in any case
+        self._uploads.close()
+
+
+class FileSink:
+    """Boxed photos go to a writer, in the order of their jobs."""
+
+    batch, batch_limit, patience_s = 1, 64, 0.0
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        self._next = 0
+        self._early: list[tuple[int, Boxed | None]] = []
+
+    def put(self, outcomes: Sequence[Outcome]) -> dict[int, str]:
+        for outcome in outcomes:
+            heapq.heappush(self._early, (outcome.job.number, outcome.made))
+        while self._early and self._early[0][0] == self._next:
+            boxed = heapq.heappop(self._early)[1]
+            self._next += 1
+            if boxed is not None:
+                self._writer.add(boxed)
+        return {}
+
+    def close(self, *, is_complete: bool) -> None:
+        if is_complete:
+            self._writer.close()
+
+
+# -- what is told ----------------------------------------------------------------------------------------------------
+
+
+def _report(ending: Ending, version: str, uploads: Uploads | None = None, project: Project | None = None) -> Report:
+    tally = ending.tally
+    return Report(
+        photos=tally.done,
+        boxes=tally.boxes,
+        needed_nothing=tally.skipped,
+        failures=[
+            {"task": job.key if project else None, "photo": job.shown, "reason": why} for job, why in tally.failures
+        ],
+        seconds=tally.seconds,
+        photos_per_s=tally.photos_per_s,
+        engine_busy=tally.busy_s / tally.seconds if tally.seconds else 0.0,
+        model_version=version,
+        retries=project.retries if project else 0,
+        duplicates_deleted=uploads.deleted if uploads else 0,
+        stopped=ending.stopped,
+    )
+
+
+def tell(report: Report, where: str, file: Path | None) -> int:
+    """Prints the report and writes it into a file where one is given; the exit status that goes with it."""
+    print_report(report, where)
+    if file is not None:
+        from scripts.formats import write_whole
+
+        write_whole(file, report.as_json())
+    if report.stopped is not None:
+        print(f"facings: stopped early: {report.stopped}", file=sys.stderr)
+        print("facings: run the same command again to continue", file=sys.stderr)
+        return INTERRUPTED_STATUS if report.stopped == INTERRUPTED else STOPPED_STATUS
+    return BROKEN_PHOTOS_STATUS if report.failures else 0
+
+
+def print_report(report: Report, where: str) -> None:
+    """What was done, then the photos that failed, then how to go on."""
+    print(
+        f"{report.boxes} boxes of {report.photos} photos in {where}; {duration(report.seconds)}, "
+        f"{report.photos_per_s:.2f} photos/s, the engine busy for {report.engine_busy:.0%} of it"
+    )
+    if report.needed_nothing:
+        print(f"{report.needed_nothing} tasks needed nothing")
+    if report.retries or report.duplicates_deleted:
+        print(f"{report.retries} requests tried again, {report.duplicates_deleted} older or double predictions deleted")
+    if report.failures:
+        print(f"{len(report.failures)} photos are broken and have no boxes:")
+        for failure in report.failures[:FAILURES_SHOWN]:
+            task = "" if failure["task"] is None else f"task {failure['task']}, "
+            print(f"  {task}{failure['photo']}: {failure['reason']}")
+        if len(report.failures) > FAILURES_SHOWN:
+            print(f"  … and {len(report.failures) - FAILURES_SHOWN} more; --report FILE.json lists all")

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from model.types import CheckpointError, Detections, Photo
 from scripts import cli
 from scripts.console import CommandError, track
+from scripts.preannotate import BROKEN_PHOTOS_STATUS
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("serve", "demo", "preannotate", "evaluate", "train", "export", "benchmark")
@@ -76,6 +77,14 @@ def test_help_loads_nothing_heavy() -> None:
         (["train", "--out", "{tmp}", "--labels", "{tmp}/empty.json", "--photos", "{tmp}"], "expected COCO"),
         (["train", "--out", "{tmp}", "--from", "{tmp}/none.safetensors"], "none.safetensors': cannot be read"),
         (["preannotate", "--photos", "{tmp}", "--out", "{tmp}/b.json"], "found none"),
+        (["preannotate"], "either --photos or --project"),
+        (["preannotate", "--photos", "{tmp}", "--out", "{tmp}/b.json", "--view", "3"], "--view: does not go with"),
+        (["preannotate", "--project", "3", "--draw", "{tmp}"], "--draw: does not go with --project"),
+        (["preannotate", "--project", "3", "--out", "{tmp}/b.json", "--format", "voc"], "--format: expected coco"),
+        (["preannotate", "--project", "3"], "--url or LABEL_STUDIO_URL"),
+        (["preannotate", "--project", "3", "--url", "http://127.0.0.1:9"], "--api-key or LABEL_STUDIO_API_KEY"),
+        (["preannotate", "--project", "3", "--url", "http://a.example", "--api-key", "k", "--ids", "x"], "got 'x'"),
+        (["preannotate", "--project", "3", "--report", "{tmp}/no/r.json"], "--report"),
         (["preannotate", "--photos", "{tmp}", "--out", "{tmp}/no/b.json"], "existing folder"),
         (["evaluate", "--photos", "{tmp}", "--coco", "{tmp}/none.json"], "No such file or directory"),
         (["evaluate", "--photos", "{tmp}", "--coco", "{tmp}/empty.json"], "expected COCO"),
@@ -95,6 +104,8 @@ def test_expected_failures_are_one_line_and_a_status(
     told: str,
 ) -> None:
     (tmp_path / "empty.json").write_text("")
+    for variable in ("LABEL_STUDIO_URL", "LABEL_STUDIO_API_KEY"):
+        monkeypatch.delenv(variable, raising=False)
     assert run(monkeypatch, *(argument.format(tmp=tmp_path) for argument in arguments)) == 1
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -134,7 +145,7 @@ class CornerEngine:
 
     name, version, score_threshold = "corner", "corner-1", 0.5
 
-    def preannotate(self, photo: Photo, *, score_threshold: float | None = None) -> Detections:
+    def preannotate(self, photo: Photo, *, score_threshold: float | None = None, lane: str = "bulk") -> Detections:
         return Detections(boxes_xyxy=np.array([[0, 0, 4, 4]], np.float32), scores=np.array([0.9], np.float32))
 
 
@@ -145,10 +156,10 @@ def corner_engine(monkeypatch: pytest.MonkeyPatch) -> None:
         yield CornerEngine()
 
     monkeypatch.setattr(cli, "_open_engine", opened)
-    monkeypatch.setattr(cli, "_engine_options", lambda checkpoint, device: None)
+    monkeypatch.setattr(cli, "_engine_options", lambda *_: None)
 
 
-@pytest.mark.parametrize(("broken", "status"), [(False, 0), (True, cli.BROKEN_PHOTOS_STATUS)])
+@pytest.mark.parametrize(("broken", "status"), [(False, 0), (True, BROKEN_PHOTOS_STATUS)])
 @pytest.mark.usefixtures("corner_engine")
 def test_preannotate_writes_boxes_and_its_status_tells_of_broken_photos(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broken: bool, status: int

@@ -897,7 +897,7 @@ def test_https_is_checked_against_trusted_certificates(
     url = elsewhere.url.replace("http://", "https://")
     with pytest.raises(PhotoUnreachable, match="a certificate that does not hold"):
         load(f"{url}/a.png")
-    monkeypatch.setattr(downloads, "_tls", lambda: ssl.create_default_context(cafile=str(certificate)))
+    monkeypatch.setattr(downloads, "tls_context", lambda: ssl.create_default_context(cafile=str(certificate)))
     assert load(f"{url}/a.png").size_wh == (5, 3)
     elsewhere.answers["/slow.png"] = dribbled_body
     with pytest.raises(PhotoUnreachable, match="no end within"):

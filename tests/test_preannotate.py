@@ -10,17 +10,20 @@ from PIL import Image
 from model.types import Detections, EngineError, NotReady, Photo
 from scripts import preannotate as command
 from scripts.console import CommandError
+from scripts.formats import Format, open_writer, write_whole
 from scripts.photos import AHEAD, find_photos, read_ahead
 
 
 class MarkEngine:
     """Boxes the bright pixels of a photo, so that the answer depends on the pixels it got."""
 
+    version = "mark-12345678"
+
     def __init__(self, *, refuses: EngineError | None = None) -> None:
         self.refuses = refuses
         self.thresholds: list[float | None] = []
 
-    def preannotate(self, photo: Photo, *, score_threshold: float | None = None) -> Detections:
+    def preannotate(self, photo: Photo, *, score_threshold: float | None = None, lane: str = "bulk") -> Detections:
         self.thresholds.append(score_threshold)
         if self.refuses is not None:
             raise self.refuses
@@ -52,10 +55,14 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def run(engine: MarkEngine, folder: Path, **options: object) -> command.Preannotation:
-    out = folder.parent / "boxes.json"
+def run(
+    engine: MarkEngine, folder: Path, kind: Format = Format.coco, out_name: str = "boxes.json", **options: object
+) -> command.Report:
+    out = folder.parent / out_name
     paths = command.photos_to_do(folder, out)
-    return command.preannotate(engine, paths, out, photos_dir=folder, **options)  # type: ignore[arg-type]
+    config = command.default_label_config()
+    writer = open_writer(out, kind, config=config, model_version=engine.version)
+    return command.preannotate_folder(engine, paths, writer, photos_dir=folder, config=config, **options)  # type: ignore[arg-type]
 
 
 def test_boxes_are_coco_detections_with_file_names(folder: Path) -> None:
@@ -70,8 +77,8 @@ def test_a_broken_photo_is_told_with_its_reason_and_costs_the_others_nothing(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = run(MarkEngine(), folder)
-    assert (result.photos, list(result.broken), len(result.boxes)) == (4, ["b.jpg"], 2)
-    command.print_report(result, folder.parent / "boxes.json")
+    assert (result.photos, [f["photo"] for f in result.failures], result.boxes) == (3, ["b.jpg"], 2)
+    assert command.tell(result, "boxes.json", None) == command.BROKEN_PHOTOS_STATUS
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("2 boxes of 3 photos")
     assert lines[-1].strip().startswith("b.jpg: ")
@@ -79,8 +86,8 @@ def test_a_broken_photo_is_told_with_its_reason_and_costs_the_others_nothing(
 
 def test_a_photo_the_engine_fails_on_is_told_too(folder: Path) -> None:
     result = run(MarkEngine(refuses=EngineError("too large")), folder)
-    assert result.broken["a.png"] == "too large"
-    assert len(result.broken) == 4
+    assert {f["photo"]: f["reason"] for f in result.failures}["a.png"] == "too large"
+    assert len(result.failures) == 4
 
 
 def test_an_engine_that_cannot_load_ends_it(folder: Path) -> None:
@@ -93,6 +100,39 @@ def test_the_threshold_reaches_the_engine(folder: Path) -> None:
     engine = MarkEngine()
     run(engine, folder, score_threshold=0.25)
     assert engine.thresholds == [0.25] * 3
+
+
+def test_label_studio_import_json_is_what_the_backend_would_answer(folder: Path) -> None:
+    run(MarkEngine(), folder, Format.label_studio, address="s3://bucket/")
+    tasks = json.loads((folder.parent / "boxes.json").read_text())
+    assert [task["data"]["image"] for task in tasks] == [
+        "s3://bucket/a.png",
+        "s3://bucket/c.png",
+        "s3://bucket/sub/d.bmp",
+    ]
+    (prediction,) = tasks[1]["predictions"]
+    assert (prediction["model_version"], prediction["score"]) == ("mark-12345678", 0.75)
+    (region,) = prediction["result"]
+    assert (region["from_name"], region["to_name"], region["value"]["rectanglelabels"]) == ("box", "image", ["facing"])
+    assert [region["value"][side] for side in ("x", "y", "width", "height")] == pytest.approx([12.5, 33.3333, 25, 50])
+    assert tasks[0]["predictions"][0]["result"] == []
+
+
+def test_yolo_labels_are_fractions_of_each_photo_beside_their_classes(folder: Path) -> None:
+    run(MarkEngine(), folder, Format.yolo, "yolo")
+    out = folder.parent / "yolo"
+    files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.txt"))
+    assert files == ["classes.txt", "labels/a.txt", "labels/c.txt", "labels/sub/d.txt"]
+    assert (out / "classes.txt").read_text() == "facing\n"
+    assert (out / "labels/c.txt").read_text() == "0 0.250000 0.583333 0.250000 0.500000\n"
+    assert (out / "labels/a.txt").read_text() == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "report.json.partial").symlink_to("/dev/full")
+    with pytest.raises(CommandError, match=r"report.json': cannot be written: No space left"):
+        write_whole(tmp_path / "report.json", "x")
 
 
 def test_boxes_are_drawn_into_copies(folder: Path) -> None:

@@ -1,0 +1,321 @@
+"""Bulk pre-annotation of projects of a real Label Studio, reliable and not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Studio
+from fakes import FakeEngine, painted_photo
+from PIL import Image
+from proxies import Fault, unreliable
+
+from backend.settings import Settings
+from model.training.shelves import render_shelf
+from scripts import preannotate as command
+from scripts import project as module
+from scripts.console import CommandError
+from scripts.demo import ROOT
+from scripts.label_studio import Client
+from scripts.preannotate import Report, Wanted
+from scripts.project import Project, Selection
+
+SHELF_BOXES = (ROOT / "label_config" / "shelf_boxes.xml").read_text()
+VERSION = FakeEngine().version
+ALL = Selection()
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr(command, "LOAD_PAUSE_S", 0.02)
+    monkeypatch.setattr(command.ProjectSink, "batch", 8)
+    monkeypatch.setattr(command.ProjectSink, "batch_limit", 8)
+
+
+@pytest.fixture(scope="module")
+def photo_address(studio: Studio, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where this Label Studio serves a photo with two areas of one colour."""
+    path = tmp_path_factory.mktemp("painted") / "painted.png"
+    Image.fromarray(painted_photo({(255, 0, 0): (80, 20, 120, 60), (0, 0, 255): (10, 10, 20, 20)})).save(path)
+    project = studio.client.create_project("photos of others", SHELF_BOXES)
+    (task,) = studio.client.upload(project, {path.name: path})
+    return str(studio.client.task(task)["data"]["image"])
+
+
+def new_project(client: Client, addresses: Sequence[str]) -> tuple[int, list[int]]:
+    """A project with a task for each address: its number and the tasks' ids."""
+    number = client.create_project("bulk", SHELF_BOXES)
+    return number, client.import_tasks(number, [{"image": address} for address in addresses])
+
+
+def preannotate(
+    studio: Studio,
+    number: int,
+    *,
+    url: str | None = None,
+    token: str | None = None,
+    patience_s: float = 20,
+    **wanted: Any,
+) -> Report:
+    """A run with an engine that boxes areas of one colour."""
+    url, token = url or studio.url, token or studio.account.token
+    settings = Settings(label_studio_url=url, label_studio_api_key=token)
+    selected = Wanted(**{"selection": ALL, **wanted})
+    with Project(url, token, number, patience_s=patience_s) as project:
+        return command.preannotate_project(FakeEngine(), project, selected, settings)  # type: ignore[arg-type]
+
+
+def store(studio: Studio, number: int, predictions: Sequence[tuple[int, str]]) -> None:
+    """Empty predictions, by task and version, sent one after the other."""
+    with Project(studio.url, studio.account.token, number, patience_s=1) as project:
+        for task, version in predictions:
+            body = {"task": task, "result": [], "score": 0.0, "model_version": version}
+            assert project.post([json.dumps(body).encode()]) == 1
+
+
+def held(client: Client, number: int) -> dict[int, list[str]]:
+    """The versions of the predictions of each task."""
+    return {task["id"]: [p["model_version"] for p in task["predictions"]] for task in client.tasks(number)}
+
+
+def test_every_task_gets_a_prediction_and_a_second_run_finds_nothing_to_do(studio: Studio, photo_address: str) -> None:
+    number, tasks = new_project(studio.client, [photo_address] * 20)
+
+    first, second = preannotate(studio, number), preannotate(studio, number)
+
+    assert (first.photos, first.boxes, first.failures, first.stopped) == (20, 40, [], None)
+    assert (second.photos, second.needed_nothing) == (0, 20)
+    assert held(studio.client, number) == {task: [VERSION] for task in tasks}
+    (prediction,) = studio.client.tasks(number)[0]["predictions"]
+    assert prediction["score"] == 0.85
+    assert [region["value"]["x"] for region in prediction["result"]] == [40, 5]
+
+
+@pytest.mark.parametrize("kind", ["legacy", "personal"])
+def test_either_kind_of_token_will_do(studio: Studio, photo_address: str, kind: str) -> None:
+    number, tasks = new_project(studio.client, [photo_address] * 3)
+    token = studio.account.token
+    if kind == "personal":
+        token = Client.login(studio.url, studio.account).personal_access_token()
+
+    assert preannotate(studio, number, token=token).photos == 3
+    assert held(studio.client, number) == {task: [VERSION] for task in tasks}
+
+
+def test_broken_photos_are_listed_with_their_tasks_and_the_others_are_done(studio: Studio, photo_address: str) -> None:
+    broken = "data:image/png;base64,bm8gcGhvdG8="
+    number, tasks = new_project(studio.client, [photo_address, broken, "/data/none.jpg", photo_address])
+
+    report = preannotate(studio, number)
+
+    assert report.photos == 2
+    assert sorted(failure["task"] for failure in report.failures) == tasks[1:3]
+    reasons = {failure["task"]: failure["reason"] for failure in report.failures}
+    assert "404" in reasons[tasks[2]]
+    assert held(studio.client, number) == {tasks[0]: [VERSION], tasks[1]: [], tasks[2]: [], tasks[3]: [VERSION]}
+
+
+def faults_by_turns(method: str, path: str, before: int) -> Fault | None:
+    """Every third request of a kind fails, each time in another way; uploads fail more often than not."""
+    faults: tuple[Fault, ...] = ("500", "429", "drop", "swallow")
+    if path.endswith("/import/predictions"):
+        return ("swallow", "500", None, "drop", "429", "twice", None, None)[before % 8]  # type: ignore[return-value]
+    return faults[before // 3 % 4] if before % 3 == 2 else None
+
+
+def test_nothing_is_lost_and_nothing_is_twice_when_label_studio_fails_every_third_time(
+    studio: Studio, photo_address: str
+) -> None:
+    number, tasks = new_project(studio.client, [photo_address] * 60)
+
+    with unreliable(studio.url, faults_by_turns) as proxy:
+        report = preannotate(studio, number, url=proxy.url)
+
+    assert set(proxy.faults) == {"429", "500", "drop", "swallow", "twice"}
+    assert report.failures == []
+    assert report.retries > 0
+    assert report.duplicates_deleted > 0
+    assert held(studio.client, number) == {task: [VERSION] for task in tasks}
+
+
+def test_a_run_stops_when_label_studio_stays_away_and_the_next_one_goes_on(studio: Studio, photo_address: str) -> None:
+    number, tasks = new_project(studio.client, [photo_address] * 40)
+    uploads = 0
+
+    def gone_after_two_uploads(method: str, path: str, before: int) -> Fault | None:
+        nonlocal uploads
+        uploads += path.endswith("/import/predictions")
+        return "drop" if uploads > 2 else None
+
+    with unreliable(studio.url, gone_after_two_uploads) as proxy:
+        stopped = preannotate(studio, number, url=proxy.url, patience_s=0.5)
+    stored = sum(bool(versions) for versions in held(studio.client, number).values())
+    resumed = preannotate(studio, number)
+
+    assert stopped.stopped is not None
+    assert "Label Studio at http" in stopped.stopped
+    assert stored == 16
+    assert (resumed.needed_nothing, resumed.photos) == (16, 24)
+    assert held(studio.client, number) == {task: [VERSION] for task in tasks}
+
+
+def test_two_predictions_of_the_version_become_one_and_other_versions_stay(studio: Studio, photo_address: str) -> None:
+    number, (task, other) = new_project(studio.client, [photo_address] * 2)
+    store(studio, number, [(task, VERSION), (task, "older"), (task, VERSION)])
+
+    report = preannotate(studio, number)
+
+    assert report.duplicates_deleted == 1
+    assert {i: sorted(v) for i, v in held(studio.client, number).items()} == {
+        task: [VERSION, "older"],
+        other: [VERSION],
+    }
+
+
+def test_again_replaces_the_prediction_of_the_version_and_no_other(studio: Studio, photo_address: str) -> None:
+    number, tasks = new_project(studio.client, [photo_address] * 3)
+    store(studio, number, [(tasks[0], "older")])
+    preannotate(studio, number)
+    before = {task["id"]: {p["id"] for p in task["predictions"]} for task in studio.client.tasks(number)}
+
+    with unreliable(studio.url, faults_by_turns) as proxy:
+        report = preannotate(studio, number, url=proxy.url, again=True)
+
+    assert report.photos == 3
+    after = {task["id"]: task["predictions"] for task in studio.client.tasks(number)}
+    assert {i: sorted(p["model_version"] for p in found) for i, found in after.items()} == {
+        tasks[0]: [VERSION, "older"],
+        tasks[1]: [VERSION],
+        tasks[2]: [VERSION],
+    }
+    assert all(p["id"] not in before[i] for i, found in after.items() for p in found if p["model_version"] == VERSION)
+
+
+def test_a_version_that_begins_with_another_ones_name_is_told_apart(studio: Studio, photo_address: str) -> None:
+    number, tasks = new_project(studio.client, [photo_address] * 2)
+    store(studio, number, [(task, f"{VERSION}-ab12") for task in tasks])
+
+    assert preannotate(studio, number).photos == 2
+
+
+def test_tasks_are_chosen_by_number_by_view_by_limit_and_by_their_annotations(
+    studio: Studio, photo_address: str
+) -> None:
+    client = studio.client
+    number, tasks = new_project(client, [photo_address] * 8)
+    client.annotate(tasks[0], [])
+    filters = {"filter": "filter:tasks:total_predictions", "operator": "equal", "type": "Number", "value": 0}
+    view = client.create_view(number, {"conjunction": "and", "items": [filters]})
+
+    def predicted() -> list[int]:
+        return [task for task, versions in held(client, number).items() if versions]
+
+    assert preannotate(studio, number, selection=Selection(ids=[tasks[5], tasks[6]])).photos == 2
+    assert preannotate(studio, number, only_unlabeled=True, limit=2).photos == 2
+    assert predicted() == [tasks[1], tasks[2], tasks[5], tasks[6]]
+    # The view shows tasks without predictions only: fewer and fewer while the run goes on.
+    assert preannotate(studio, number, selection=Selection(view=view)).photos == 4
+    assert predicted() == tasks
+
+
+def test_a_task_that_is_not_there_is_told_like_a_broken_photo(studio: Studio, photo_address: str) -> None:
+    number, (task,) = new_project(studio.client, [photo_address])
+
+    report = preannotate(studio, number, selection=Selection(ids=[task, 10_000_000]))
+
+    assert report.photos == 1
+    assert [failure["task"] for failure in report.failures] == [10_000_000]
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(studio: Studio, photo_address: str) -> None:
+    number, _ = new_project(studio.client, [photo_address] * 3)
+    preannotate(studio, number, limit=1)
+
+    with Project(studio.url, studio.account.token, number, patience_s=1) as project:
+        told = command.dry_run(project, VERSION, Wanted(selection=ALL))
+
+    assert "on 2 tasks" in told
+    assert "1 tasks need nothing" in told
+    assert len([task for task, versions in held(studio.client, number).items() if versions]) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "token", "selection", "told"),
+    [
+        (None, "wrong", ALL, "401"),
+        (10_000_000, None, ALL, "404"),
+        (None, None, Selection(view=10_000_000), "404"),
+        (None, None, Selection(view=-1), "expected one of project"),
+    ],
+)
+def test_what_label_studio_refuses_is_told_in_one_line(
+    studio: Studio, photo_address: str, number: int | None, token: str | None, selection: Selection, told: str
+) -> None:
+    own, _ = new_project(studio.client, [photo_address])
+    if selection.view == -1:
+        selection = Selection(view=studio.client.create_view(new_project(studio.client, [photo_address])[0], {}))
+
+    with pytest.raises(CommandError, match=told) as caught:
+        preannotate(studio, number or own, token=token, selection=selection)
+
+    assert "\n" not in str(caught.value)
+    assert studio.account.token not in str(caught.value)
+
+
+def run_command(studio: Studio, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "scripts.cli", "preannotate", "--url", studio.url, *arguments]
+
+
+def test_killed_at_any_moment_it_goes_on_and_each_of_200_tasks_has_one_prediction(
+    studio: Studio, tmp_path: Path
+) -> None:
+    """The real command with the real checkpoint. Tasks share photos, so that most features are known."""
+    names = {}
+    for seed in (0, 2):
+        names[f"{seed}.jpg"] = tmp_path / f"{seed}.jpg"
+        Image.fromarray(render_shelf(seed, (320, 240)).photo_rgb).save(names[f"{seed}.jpg"])
+    client = studio.client
+    addresses = [task["data"]["image"] for task in client.tasks(_uploaded(client, names))]
+    number, tasks = new_project(client, addresses * 100)
+    environ = {**os.environ, "LABEL_STUDIO_API_KEY": studio.account.token, "OMP_NUM_THREADS": "1"}
+    arguments = run_command(studio, "--project", str(number), "--checkpoint", "facings-nano", "--device", "cpu")
+
+    process = subprocess.Popen(arguments, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        give_up = time.monotonic() + 240
+        while not (stored := client.project(number)["total_predictions_number"]):
+            assert process.poll() is None, process.stdout.read() if process.stdout else ""
+            assert time.monotonic() < give_up
+            time.sleep(0.1)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert 0 < stored < 200
+    report = tmp_path / "report.json"
+    again = subprocess.run(
+        [*arguments, "--report", str(report)], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=300
+    )
+
+    assert again.returncode == 0, again.stderr
+    found = {task["id"]: task["predictions"] for task in client.tasks(number)}
+    assert {task: len(predictions) for task, predictions in found.items()} == dict.fromkeys(tasks, 1)
+    (version,) = {p["model_version"] for predictions in found.values() for p in predictions}
+    told = json.loads(report.read_text())
+    assert (told["model_version"], told["needed_nothing"] + told["photos"]) == (version, 200)
+    assert told["needed_nothing"] >= stored
+    assert all(predictions[0]["result"] for predictions in found.values())
+
+
+def _uploaded(client: Client, photos: dict[str, Path]) -> int:
+    number = client.create_project("photos", SHELF_BOXES)
+    client.upload(number, photos)
+    return number
