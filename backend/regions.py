@@ -49,7 +49,7 @@ def regions_from_detections(
             raise ValueError(f"{name}: expected {count} values, one a detection, got {len(values)}")
     regions: list[Region] = []
     for i in range(count):
-        rectangle = _rectangle_value(detections.boxes_xyxy[i].tolist(), size_wh)
+        rectangle = rectangle_value(detections.boxes_xyxy[i].tolist(), size_wh)
         if rectangle is None:
             continue
         label = config.label_for(labels[i])
@@ -118,7 +118,8 @@ def _region(
     }
 
 
-def _rectangle_value(box_xyxy: Sequence[float], size_wh: tuple[int, int]) -> dict[str, float] | None:
+def rectangle_value(box_xyxy: Sequence[float], size_wh: tuple[int, int]) -> dict[str, float] | None:
+    """The box, in pixels, as a rectangle's region value without labels, clipped to the photo; None without area."""
     left, right = (_percent(x, size_wh[0]) for x in box_xyxy[0::2])
     top, bottom = (_percent(y, size_wh[1]) for y in box_xyxy[1::2])
     width, height = round(right - left, _PERCENT_DIGITS), round(bottom - top, _PERCENT_DIGITS)

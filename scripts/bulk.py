@@ -40,12 +40,19 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a job: what was made of its photo and how many boxes that has, or why there is nothing."""
+    """What became of a job: what was made of its photo and how many boxes that has, or why there is nothing.
+
+    Without either, there was nothing to do.
+    """
 
     job: Job
     made: Any = None
     boxes: int = 0
     failure: str | None = None
+
+
+class NothingToDo(Exception):
+    """A job's `load` found that the photo needs nothing."""
 
 
 class Sink(Protocol):
@@ -209,8 +216,10 @@ class Run:
                         raise
                     interrupted = True
                     self.drain()
-        finally:
+        except BaseException:
             self.abort()
+            raise
+        finally:
             self.tally.ended = time.monotonic()
             self.tally.busy_s = self._busy.seconds
         if interrupted:
@@ -253,6 +262,8 @@ class Run:
         for job in self._to_read:
             try:
                 photo = job.load()
+            except NothingToDo:
+                self._outcomes.put(Outcome(job=job))
             except (FacingsError, OSError) as error:
                 self._outcomes.put(Outcome(job=job, failure=reason(error)))
             else:
@@ -277,6 +288,8 @@ class Run:
                 failure = outcome.failure or refused.get(outcome.job.key)
                 if failure is not None:
                     self.tally.failures.append((outcome.job, failure))
+                elif outcome.made is None:
+                    self.tally.skipped += 1
                 else:
                     self.tally.done += 1
                     self.tally.boxes += outcome.boxes

@@ -226,6 +226,16 @@ def preannotate(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     patience: PatienceOption = 300.0,
     report: ReportOption = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Address of a Ray cluster that does the work, or local.", show_default=False),
+    ] = None,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="With --ray: engines at once; by default one for each GPU, else one.")
+    ] = None,
+    gpus: Annotated[
+        float | None, typer.Option(min=0, help="With --ray: GPUs of each engine; by default one where there are any.")
+    ] = None,
     draw: Annotated[
         Path | None,
         typer.Option(help="Folder for copies of a folder's photos with their boxes drawn.", show_default=False),
@@ -253,6 +263,7 @@ def preannotate(
       facings preannotate --project 3 --only-unlabeled --report report.json
       facings preannotate --project 3 --ids 5,7 --again --score-threshold 0.5
       facings preannotate --project 3 --out tasks.json --format label-studio
+      facings preannotate --project 3 --ray local --actors 2
       facings preannotate --photos shelves --out boxes.json --draw drawn
     """
     from scripts import preannotate as command
@@ -268,20 +279,34 @@ def preannotate(
         if out is None:
             raise CommandError("--photos: expected a file for the boxes in --out")
         given = {"url": url, "view": view, "ids": ids, "limit": limit, "again": again, "dry-run": dry_run}
-        _refuse("--photos", {**given, "only-unlabeled": only_unlabeled})
+        _refuse("--photos", {**given, "only-unlabeled": only_unlabeled, "ray": ray})
         paths = command.photos_to_do(photos, out)
         config = command.default_label_config()
-        with _open_engine(_engine_options(checkpoint, device, score_threshold)) as engine:
-            writer = open_writer(out, Format(kind), config=config, model_version=engine.version)
+        with (
+            _open_engine(_engine_options(checkpoint, device, score_threshold)) as engine,
+            open_writer(out, Format(kind), config=config, model_version=engine.version) as writer,
+        ):
             done = command.preannotate_folder(
                 engine, paths, writer, photos_dir=photos, config=config, address=address, draw=draw
             )
-        raise typer.Exit(command.tell(done, str(out), report))
+        raise typer.Exit(command.tell(done, out, report))
     _refuse("--project", {"draw": draw, "address": address})
     settings = _settings_of_project(url, api_key, checkpoint=checkpoint, device=device, score_threshold=score_threshold)
     wanted = command.Wanted(
         selection=_selection(ids, view), again=again or out is not None, only_unlabeled=only_unlabeled, limit=limit
     )
+    if ray is None:
+        _refuse("a single machine, give --ray", {"actors": actors, "gpus": gpus})
+    else:
+        from scripts.on_ray import Cluster, preannotate_on_ray
+
+        _refuse("--ray", {"out": out, "dry-run": dry_run})
+        cluster = Cluster(address=ray, actors=actors, gpus=gpus)
+        with _open_project(settings, project, patience) as source:
+            done = preannotate_on_ray(
+                cluster, source, wanted, settings, patience_s=patience, score_threshold=score_threshold
+            )
+        raise typer.Exit(command.tell(done, project, report))
     if out is not None:
         require_place(out, "--out")
     with _open_project(settings, project, patience) as source, _open_engine(settings.engine_options()) as engine:
@@ -291,9 +316,55 @@ def preannotate(
         if out is None:
             done = command.preannotate_project(engine, source, wanted, settings, score_threshold=score_threshold)
         else:
-            writer = open_writer(out, Format(kind), config=source.label_config, model_version=engine.version)
-            done = command.export_project(engine, source, wanted, writer, settings, score_threshold=score_threshold)
-    raise typer.Exit(command.tell(done, f"project {project}" if out is None else str(out), report))
+            with open_writer(out, Format(kind), config=source.label_config, model_version=engine.version) as writer:
+                done = command.export_project(engine, source, wanted, writer, settings, score_threshold=score_threshold)
+    raise typer.Exit(command.tell(done, project if out is None else out, report))
+
+
+@app.command()
+def tighten(
+    project: Annotated[int, typer.Option(help="Number of a Label Studio project.", show_default=False)],
+    source: Annotated[
+        str, typer.Option("--from", help="Whose rectangles: predictions or annotations, the newest of each task.")
+    ] = "predictions",
+    url: UrlOption = None,
+    api_key: ApiKeyOption = None,
+    view: ViewOption = None,
+    ids: IdsOption = None,
+    limit: LimitOption = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Also tasks whose rectangles were redrawn by this model version.")
+    ] = False,
+    patience: PatienceOption = 300.0,
+    report: ReportOption = None,
+    checkpoint: CheckpointOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Redraw a Label Studio project's rectangles tight around their objects.
+
+    Each rectangle is a prompt; the answers become a new prediction with a model version of its own. Annotations and
+    other predictions stay as they are. Prints how far boxes moved. Exit statuses are those of preannotate, and killed,
+    it goes on like it.
+
+    \b
+    Examples:
+      facings tighten --project 3
+      facings tighten --project 3 --from annotations --view 12 --report report.json
+    """
+    from scripts import tighten as command
+    from scripts.formats import require_place
+    from scripts.preannotate import Wanted, tell
+
+    if source not in {*command.Source}:
+        raise CommandError(f"--from: expected {' or '.join(command.Source)}, got {source!r}")
+    if report is not None:
+        require_place(report, "--report")
+    settings = _settings_of_project(url, api_key, checkpoint=checkpoint, device=device)
+    wanted = Wanted(selection=_selection(ids, view), again=again, limit=limit)
+    with _open_project(settings, project, patience) as opened, _open_engine(settings.engine_options()) as engine:
+        done, moved = command.tighten(engine, opened, wanted, settings, source=command.Source(source))
+    command.print_moved(moved)
+    raise typer.Exit(tell(done, project, report))
 
 
 @app.command()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
@@ -43,22 +43,33 @@ class Boxed:
 
 
 class Writer(Protocol):
-    """Takes photos one by one. What stands in an open writer's file is whole only when `close` has returned."""
+    """Takes photos one by one. The file is there, and whole, when `finish` has returned."""
 
     def add(self, boxed: Boxed) -> None: ...
 
-    def close(self) -> None: ...
+    def finish(self) -> None: ...
 
 
-def open_writer(out: Path, kind: Format, *, config: LabelConfig, model_version: str) -> Writer:
-    """A writer of that format. Raises CommandError when there is no place for `out`.
+@contextmanager
+def open_writer(out: Path, kind: Format, *, config: LabelConfig, model_version: str) -> Iterator[Writer]:
+    """A writer of that format. Raises CommandError when there is no place for `out`. Not finished, it leaves no file.
 
-    out: a file, for YOLO a folder. config, model_version: for Label Studio, what its regions and predictions name.
+    out: a file, for YOLO a folder, which keeps what was added. config, model_version: for Label Studio, what its
+    regions and predictions name.
     """
+    require_place(out, "--out")
     if kind is Format.yolo:
-        return _Yolo(out, config.boxes.default_label)
-    rows = _CocoRows() if kind is Format.coco else _ImportRows(config, model_version)
-    return _JsonRows(out, rows)
+        yield _Yolo(out, config.boxes.default_label)
+        return
+    partial = _partial(out)
+    with _told(out):
+        file = partial.open("w")
+    try:
+        yield _JsonRows(out, file, _CocoRows() if kind is Format.coco else _ImportRows(config, model_version))
+    finally:
+        with suppress(OSError):  # a full disk was told already
+            file.close()
+        partial.unlink(missing_ok=True)
 
 
 def require_place(out: Path, option: str) -> None:
@@ -116,23 +127,19 @@ class _ImportRows:
 class _JsonRows:
     """A JSON array, written row by row beside its final place."""
 
-    def __init__(self, out: Path, rows: _Rows) -> None:
-        require_place(out, "--out")
-        self._out, self._rows = out, rows
-        self._is_first = True
-        with _told(out):
-            self._file: TextIO = _partial(out).open("w")
-            self._file.write("[")
+    def __init__(self, out: Path, file: TextIO, rows: _Rows) -> None:
+        self._out, self._file, self._rows = out, file, rows
+        self._before = "["
 
     def add(self, boxed: Boxed) -> None:
         with _told(self._out):
             for row in self._rows.of(boxed):
-                self._file.write(("\n" if self._is_first else ",\n") + json.dumps(row))
-                self._is_first = False
+                self._file.write(f"{self._before}\n{json.dumps(row)}")
+                self._before = ","
 
-    def close(self) -> None:
+    def finish(self) -> None:
         with _told(self._out):
-            self._file.write("\n]\n")
+            self._file.write("[]\n" if self._before == "[" else "\n]\n")
             self._file.close()
             _partial(self._out).replace(self._out)
 
@@ -141,8 +148,8 @@ class _Yolo:
     """A folder with `labels/<name>.txt` for each photo, and `classes.txt`. Sizes are fractions of the photo's."""
 
     def __init__(self, out: Path, label: str) -> None:
-        require_place(out, "--out")
         self._out = out
+        self._names: set[PurePosixPath] = set()
         with _told(out):
             (out / "labels").mkdir(parents=True, exist_ok=True)
             (out / "classes.txt").write_text(f"{label}\n")
@@ -153,14 +160,18 @@ class _Yolo:
             ((x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height)
             for x0, y0, x1, y1 in boxed.detections.boxes_xyxy.tolist()
         ]
-        # YOLO looks for the file of a photo's name with another suffix.
-        path = self._out / "labels" / PurePosixPath(boxed.name).with_suffix(".txt")
+        # YOLO looks for the file of a photo's name with another suffix; the second of a name gets its id, too.
+        name = PurePosixPath(boxed.name).with_suffix(".txt")
+        if name in self._names:
+            name = name.with_stem(f"{name.stem}-{boxed.image_id}")
+        self._names.add(name)
+        path = self._out / "labels" / name
         with _told(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join("0 {:.6f} {:.6f} {:.6f} {:.6f}\n".format(*row) for row in rows))
 
-    def close(self) -> None:
-        return
+    def finish(self) -> None:
+        """Each photo's file is whole already."""
 
 
 def _partial(path: Path) -> Path:

@@ -178,7 +178,11 @@ class Client:
 
     def import_tasks(self, project: int, tasks: Iterable[Mapping[str, Any]]) -> list[int]:
         """Tasks from their data; their ids."""
-        answer = self._post(f"/api/projects/{project}/import?return_task_ids=true", [{"data": data} for data in tasks])
+        return self.import_whole_tasks(project, [{"data": data} for data in tasks])
+
+    def import_whole_tasks(self, project: int, tasks: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Tasks with their data, predictions and annotations; their ids."""
+        answer = self._post(f"/api/projects/{project}/import?return_task_ids=true", list(tasks))
         return [int(task) for task in answer["task_ids"]]
 
     def tasks(self, project: int) -> list[dict[str, Any]]:

@@ -167,7 +167,7 @@ def preannotate_folder(
     ending = run_to_end(
         jobs, work, FileSink(writer), tally=Tally(total=len(paths)), stopping=threading.Event(), label="preannotate"
     )
-    return _report(ending, engine.version)
+    return report_of(ending, engine.version)
 
 
 # -- a project -------------------------------------------------------------------------------------------------------
@@ -249,13 +249,13 @@ def preannotate_project(
     from scripts.uploads import Uploads
 
     config, version = project.label_config, engine.version
-    tally = Tally(total=_total(project, wanted))
+    tally = Tally(total=count_of(project, wanted))
     uploads = Uploads(project, version, again=wanted.again)
     tasks = tasks_to_do(project, version, wanted, tally, on_held=uploads.verify)
     jobs = jobs_of(tasks, photo_loader(settings), project)
     work = partial(predicted, engine=engine, config=config, score_threshold=score_threshold)
     ending = run_to_end(jobs, work, ProjectSink(uploads), tally=tally, stopping=project.stopping)
-    return _report(ending, version, uploads, project)
+    return report_of(ending, version, project=project, deleted=uploads.deleted)
 
 
 def predicted(
@@ -284,7 +284,7 @@ def export_project(
 ) -> Report:
     """The boxes of every wanted task, handed to `writer`. Nothing in the project changes."""
     config = project.label_config
-    tally = Tally(total=_total(project, wanted))
+    tally = Tally(total=count_of(project, wanted))
     tasks: dict[int, Task] = {}
 
     def remembered() -> Iterator[Task]:
@@ -301,12 +301,12 @@ def export_project(
 
     jobs = jobs_of(remembered(), photo_loader(settings), project)
     ending = run_to_end(jobs, work, FileSink(writer), tally=tally, stopping=project.stopping)
-    return _report(ending, engine.version, project=project)
+    return report_of(ending, engine.version, project=project)
 
 
 def dry_run(project: Project, version: str, wanted: Wanted) -> str:
     """What a run would do, in words. Changes nothing."""
-    tally = Tally(total=_total(project, wanted))
+    tally = Tally(total=count_of(project, wanted))
     with tally_shown("dry run") as show:
         count = 0
         for _ in tasks_to_do(project, version, wanted, tally):
@@ -320,7 +320,8 @@ def dry_run(project: Project, version: str, wanted: Wanted) -> str:
     )
 
 
-def _total(project: Project, wanted: Wanted) -> int:
+def count_of(project: Project, wanted: Wanted) -> int:
+    """About how many tasks a run will look at or do."""
     count = project.count(wanted.selection)
     return count if wanted.limit is None else min(count, wanted.limit)
 
@@ -337,7 +338,7 @@ class ProjectSink:
         self._uploads = uploads
 
     def put(self, outcomes: Sequence[Outcome]) -> dict[int, str]:
-        made = {outcome.job.key: outcome.made for outcome in outcomes if outcome.failure is None}
+        made = {outcome.job.key: outcome.made for outcome in outcomes if outcome.made is not None}
         return self._uploads.put(made) if made else {}
 
     def close(self, *, is_complete: bool) -> None:  # noqa: ARG002  what is stored counts in any case
@@ -366,13 +367,14 @@ class FileSink:
 
     def close(self, *, is_complete: bool) -> None:
         if is_complete:
-            self._writer.close()
+            self._writer.finish()
 
 
 # -- what is told ----------------------------------------------------------------------------------------------------
 
 
-def _report(ending: Ending, version: str, uploads: Uploads | None = None, project: Project | None = None) -> Report:
+def report_of(ending: Ending, version: str, *, project: Project | None = None, deleted: int = 0) -> Report:
+    """The ended run as a report."""
     tally = ending.tally
     return Report(
         photos=tally.done,
@@ -386,21 +388,27 @@ def _report(ending: Ending, version: str, uploads: Uploads | None = None, projec
         engine_busy=tally.busy_s / tally.seconds if tally.seconds else 0.0,
         model_version=version,
         retries=project.retries if project else 0,
-        duplicates_deleted=uploads.deleted if uploads else 0,
+        duplicates_deleted=deleted,
         stopped=ending.stopped,
     )
 
 
-def tell(report: Report, where: str, file: Path | None) -> int:
-    """Prints the report and writes it into a file where one is given; the exit status that goes with it."""
-    print_report(report, where)
+def tell(report: Report, out: Path | int, file: Path | None) -> int:
+    """Prints the report and writes it into a file where one is given; the exit status that goes with it.
+
+    out: where the boxes are, a file or the number of a project; only the latter holds some when the run stopped early.
+    """
+    where = f"project {out}" if isinstance(out, int) else str(out)
+    if report.stopped is None or isinstance(out, int):
+        print_report(report, where)
     if file is not None:
         from scripts.formats import write_whole
 
         write_whole(file, report.as_json())
     if report.stopped is not None:
         print(f"facings: stopped early: {report.stopped}", file=sys.stderr)
-        print("facings: run the same command again to continue", file=sys.stderr)
+        again = "run the same command again to continue" if isinstance(out, int) else f"{where} was not written"
+        print(f"facings: {again}", file=sys.stderr)
         return INTERRUPTED_STATUS if report.stopped == INTERRUPTED else STOPPED_STATUS
     return BROKEN_PHOTOS_STATUS if report.failures else 0
 

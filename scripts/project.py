@@ -7,6 +7,7 @@ and predictions are posted without the SDK's checks of every region.
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import threading
@@ -32,6 +33,7 @@ TASKS_PER_LOOK = 100  # asked for by their ids, which all stand in the address o
 ANSWER_TIMEOUT_S = 120.0
 CONNECT_TIMEOUT_S = 10.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+STOPPING_S = 10.0  # for what is done already
 FIRST_CONTACT_S = 10.0  # a wrong address shall be told soon
 # Label Studio cuts the list of a task's versions after so many characters.
 VERSIONS_LIMIT = 500
@@ -95,26 +97,38 @@ class Selection:
 
 
 class Patience:
-    """Pauses between attempts of one piece of work, longer and longer, until the budget is spent."""
+    """Pauses between attempts of one piece of work, longer and longer, until the budget is spent.
+
+    Told to stop, it has a few seconds left at most, so that what is done can still be stored.
+    """
 
     def __init__(self, budget_s: float, stopping: threading.Event) -> None:
         self._budget_s = budget_s
         self._stopping = stopping
         self._give_up_at: float | None = None
         self._pause_s = FIRST_PAUSE_S
+        self._is_hurried = False
 
     def wait(self, trouble: Trouble) -> None:
         """Pauses after a failed attempt. Raises Unavailable when the budget is spent, Interrupted when told to stop."""
         now = time.monotonic()
         if self._give_up_at is None:
             self._give_up_at = now + self._budget_s
+        if self._stopping.is_set() and not self._is_hurried:
+            self._is_hurried = True
+            self._give_up_at = min(self._give_up_at, now + STOPPING_S)
         if now >= self._give_up_at:
+            if self._is_hurried:
+                raise Interrupted(str(trouble))
             raise Unavailable(f"{trouble}; tried for {self._budget_s:.0f} s")
         # Not all at the same moment, when many wait for the same server.
         pause_s = max(trouble.retry_after_s, self._pause_s * random.uniform(0.5, 1.0))  # noqa: S311
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
-        if self._stopping.wait(min(pause_s, self._give_up_at - now)):
-            raise Interrupted(str(trouble))
+        pause_s = min(pause_s, self._give_up_at - now)
+        if self._is_hurried:
+            time.sleep(min(pause_s, 1.0))
+        else:
+            self._stopping.wait(pause_s)
 
 
 class Project:
@@ -306,8 +320,7 @@ class Project:
         """All ids, before any work: the work may change which tasks the view shows."""
         self._check_view(view)
         ids: dict[int, None] = {}  # in order, each once
-        page: int = 1
-        while True:
+        for page in itertools.count(1):
 
             def read(page: int = page) -> list[Any]:
                 try:
@@ -328,8 +341,8 @@ class Project:
             tasks = self._patiently(f"view {view}", read)
             ids.update((int(task.id), None) for task in tasks)
             if len(tasks) < TASKS_PER_PAGE:
-                return list(ids)
-            page += 1
+                break
+        return list(ids)
 
     def _patiently(self, what: str, call: Callable[[], Answer]) -> Answer:
         patience = self.patience()

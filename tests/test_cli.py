@@ -19,7 +19,7 @@ from scripts.console import CommandError, track
 from scripts.preannotate import BROKEN_PHOTOS_STATUS
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("serve", "demo", "preannotate", "evaluate", "train", "export", "benchmark")
+COMMANDS = ("serve", "demo", "preannotate", "tighten", "evaluate", "train", "export", "benchmark")
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,13 @@ from proxies import Fault, unreliable
 
 from backend.settings import Settings
 from model.training.shelves import render_shelf
+from scripts import bulk
 from scripts import preannotate as command
 from scripts import project as module
+from scripts.bulk import Run, Tally
 from scripts.console import CommandError
 from scripts.demo import ROOT
+from scripts.formats import Format, open_writer
 from scripts.label_studio import Client
 from scripts.preannotate import Report, Wanted
 from scripts.project import Project, Selection
@@ -54,7 +57,7 @@ def photo_address(studio: Studio, tmp_path_factory: pytest.TempPathFactory) -> s
 def new_project(client: Client, addresses: Sequence[str]) -> tuple[int, list[int]]:
     """A project with a task for each address: its number and the tasks' ids."""
     number = client.create_project("bulk", SHELF_BOXES)
-    return number, client.import_tasks(number, [{"image": address} for address in addresses])
+    return number, client.import_tasks(number, [{"image": address} for address in addresses]) if addresses else []
 
 
 def preannotate(
@@ -234,6 +237,75 @@ def test_a_task_that_is_not_there_is_told_like_a_broken_photo(studio: Studio, ph
 
     assert report.photos == 1
     assert [failure["task"] for failure in report.failures] == [10_000_000]
+
+
+@pytest.mark.parametrize("kind", Format)
+def test_boxes_of_a_project_go_into_a_file_and_the_project_stays_as_it_is(
+    studio: Studio, photo_address: str, tmp_path: Path, kind: Format
+) -> None:
+    number, tasks = new_project(studio.client, [photo_address] * 2)
+    settings = Settings(label_studio_url=studio.url, label_studio_api_key=studio.account.token)
+    with (
+        Project(studio.url, studio.account.token, number, patience_s=1) as project,
+        open_writer(tmp_path / "out", kind, config=project.label_config, model_version=VERSION) as writer,
+    ):
+        wanted = Wanted(selection=ALL, again=True)
+        report = command.export_project(FakeEngine(), project, wanted, writer, settings)  # type: ignore[arg-type]
+
+    assert (report.photos, report.boxes) == (2, 4)
+    assert held(studio.client, number) == {task: [] for task in tasks}
+    if kind is Format.yolo:
+        stem = Path(photo_address).stem
+        names = sorted(path.name for path in (tmp_path / "out" / "labels").iterdir())
+        assert names == sorted([f"{stem}.txt", f"{stem}-{tasks[1]}.txt"])
+        return
+    rows = json.loads((tmp_path / "out").read_text())
+    if kind is Format.coco:
+        assert [row["image_id"] for row in rows] == [tasks[0], tasks[0], tasks[1], tasks[1]]
+    else:
+        again, _ = new_project(studio.client, [])
+        studio.client.import_whole_tasks(again, rows)
+        assert list(held(studio.client, again).values()) == [[VERSION]] * 2
+
+
+def test_ctrl_c_stores_what_is_done_and_says_how_to_go_on(
+    studio: Studio, photo_address: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number, tasks = new_project(studio.client, [photo_address] * 40)
+    shown = 0
+
+    def interrupt(run: Run) -> Callable[[Tally], None]:
+        def show(tally: Tally) -> None:
+            nonlocal shown
+            shown += tally.done > 0
+            if shown == 1:
+                shown += 1
+                raise KeyboardInterrupt
+
+        return show
+
+    finish = Run.finish
+    monkeypatch.setattr(Run, "finish", lambda run, _: finish(run, interrupt(run)))
+    monkeypatch.setattr(bulk, "POLL_S", 0.01)
+    monkeypatch.setattr(FakeEngine, "preannotate", slowly(FakeEngine.preannotate))
+    with unreliable(studio.url, faults_by_turns) as proxy:
+        report = preannotate(studio, number, url=proxy.url)
+    monkeypatch.undo()
+
+    assert command.tell(report, number, None) == 130
+    assert "run the same command again to continue" in capsys.readouterr().err
+    stored = sum(bool(versions) for versions in held(studio.client, number).values())
+    assert 0 < report.photos == stored < 40
+    assert preannotate(studio, number).photos == 40 - stored
+    assert held(studio.client, number) == {task: [VERSION] for task in tasks}
+
+
+def slowly(method: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*arguments: Any, **options: Any) -> Any:
+        time.sleep(0.05)
+        return method(*arguments, **options)
+
+    return call
 
 
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(studio: Studio, photo_address: str) -> None:

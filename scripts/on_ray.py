@@ -1,0 +1,267 @@
+"""Bulk pre-annotation on many machines: the same run in several processes, each with an engine of its own.
+
+Knows Ray Data. What travels are the numbers of tasks, and how they ended: every actor asks Label Studio for its tasks,
+fetches their photos and uploads their predictions itself. So what holds for a single process, that it may be killed any
+time, holds for each of them; when an actor dies, Ray gives its tasks to another, which finds out what is done.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scripts.bulk import Job, Run, Tally
+from scripts.console import CommandError, tally_shown
+from scripts.preannotate import (
+    INTERRUPTED,
+    Ending,
+    ProjectSink,
+    Report,
+    Wanted,
+    count_of,
+    jobs_of,
+    photo_loader,
+    predicted,
+    report_of,
+    tasks_to_do,
+)
+from scripts.project import Project, Selection, Unavailable
+
+if TYPE_CHECKING:
+    from backend.settings import Settings
+    from model import Photo
+
+# Tasks that an actor takes in one piece. It works on two such lots, so that the engine is busy while one ends.
+TASKS_PER_LOT = 128
+LOTS_AT_ONCE = 2
+TOTALS = -1  # stands for a task in the row that tells of a whole lot
+OBJECT_STORE_BYTES = 128 << 20  # only numbers travel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """address: of a running Ray, or `local` for one on this machine as long as the run lasts.
+
+    actors: engines at the same time; None takes one for each GPU, else one. gpus: of each actor; None takes one where
+    there are any and the device is not a CPU.
+    """
+
+    address: str
+    actors: int | None = None
+    gpus: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """What each actor has to know; it travels to other machines, its token too, but is never shown."""
+
+    number: int
+    settings: Settings = field(repr=False)
+    wanted: Wanted
+    score_threshold: float | None
+    patience_s: float
+    version: str
+
+
+class Worker:
+    """An actor: an engine, resident, and a project."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        from model import Engine
+
+        settings = assignment.settings
+        self._assignment = assignment
+        self._engine = Engine(settings.engine_options())
+        self._engine.wait_ready()
+        if self._engine.version != assignment.version:
+            raise CommandError(
+                f"expected {assignment.version} on every machine, got {self._engine.version}: give one --checkpoint"
+            )
+        url, api_key = str(settings.label_studio_url), str(settings.label_studio_api_key)
+        self._project = Project(url, api_key, assignment.number, patience_s=assignment.patience_s)
+        self._loader = photo_loader(settings)
+
+    def __call__(self, lot: dict[str, Any]) -> dict[str, Any]:
+        """Boxes the tasks of these numbers; a row for each that failed, and one with the counts."""
+        from model import NotReady
+        from scripts.uploads import Uploads
+
+        assignment, project = self._assignment, self._project
+        tally = Tally()
+        uploads = Uploads(project, assignment.version, again=assignment.wanted.again)
+        ids = [int(task) for task in lot["data"]]
+        wanted = replace(assignment.wanted, selection=Selection(ids=ids), limit=None)
+        jobs = jobs_of(
+            tasks_to_do(project, assignment.version, wanted, tally, on_held=uploads.verify), self._loader, project
+        )
+        work = partial(
+            predicted,
+            engine=self._engine,
+            config=project.label_config,
+            score_threshold=assignment.score_threshold,
+        )
+        stopped = ""
+        try:
+            Run(jobs, work, ProjectSink(uploads), tally, fatal=(NotReady,), stopping=threading.Event()).finish()
+        except Unavailable as error:
+            stopped = str(error)
+        rows = [{"task": job.key, "shown": job.shown, "why": why} for job, why in tally.failures]
+        rows.append({"task": TOTALS, "shown": "", "why": stopped})
+        counts = (tally.done, tally.boxes, tally.skipped, uploads.deleted, tally.busy_s)
+        return {
+            **{name: np.array([row[name] for row in rows], dtype=object) for name in ("shown", "why")},
+            "task": np.array([row["task"] for row in rows], np.int64),
+            "counts": np.array([counts] * len(rows), np.float64),
+        }
+
+
+def preannotate_on_ray(
+    cluster: Cluster,
+    project: Project,
+    wanted: Wanted,
+    settings: Settings,
+    *,
+    patience_s: float,
+    score_threshold: float | None = None,
+) -> Report:
+    """As `preannotate_project` does it, by the actors of a cluster. This machine needs neither a GPU nor weights."""
+    ray = _import_ray()
+    tally = Tally(total=count_of(project, wanted))
+    ending, deleted = Ending(tally=tally), 0
+    with _connected(ray, cluster):
+        share = _share(ray, cluster, settings)
+        version = str(ray.get(ray.remote(**share.resources)(_version).remote(settings)))
+        ids = [task.id for task in tasks_to_do(project, version, wanted, tally)]
+        assignment = Assignment(
+            number=project.number,
+            settings=settings,
+            wanted=wanted,
+            score_threshold=score_threshold,
+            patience_s=patience_s,
+            version=version,
+        )
+        tally.started = time.monotonic()
+        try:
+            with tally_shown("preannotate") as show:
+                for row in _rows(ray, share, assignment, ids):
+                    show(tally)
+                    if row["task"] != TOTALS:
+                        job = Job(number=0, key=int(row["task"]), shown=row["shown"], load=_not_here)
+                        tally.failures.append((job, row["why"]))
+                        continue
+                    done, boxes, skipped, gone, busy_s = row["counts"]
+                    tally.done += int(done)
+                    tally.boxes += int(boxes)
+                    tally.skipped += int(skipped)
+                    tally.busy_s += float(busy_s) / share.actors
+                    deleted += int(gone)
+                    if row["why"]:
+                        ending.stopped = row["why"]
+                        break
+        except KeyboardInterrupt:
+            ending.stopped = INTERRUPTED
+        tally.ended = time.monotonic()
+    return report_of(ending, version, project=project, deleted=deleted)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Share:
+    """How many actors there are, and what each of them gets of the cluster."""
+
+    actors: int
+    resources: dict[str, float]
+
+
+@contextmanager
+def _connected(ray: Any, cluster: Cluster) -> Iterator[None]:
+    """A connection to the cluster, and errors of Ray in one line."""
+    local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    try:
+        ray.init(
+            address=cluster.address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **(local if cluster.address == "local" else {}),
+        )
+        yield
+    except (ConnectionError, ray.exceptions.RayError) as error:
+        raise CommandError(f"--ray {cluster.address}: {_innermost(error)}") from error
+    finally:
+        ray.shutdown()
+
+
+def _share(ray: Any, cluster: Cluster, settings: Settings) -> _Share:
+    available = ray.cluster_resources()
+    gpus = cluster.gpus
+    if gpus is None:
+        gpus = 1.0 if available.get("GPU", 0) and settings.device != "cpu" else 0.0
+    actors = cluster.actors or (max(1, int(available.get("GPU", 0) // gpus)) if gpus else 1)
+    # Without a GPU the engine computes with all that an actor has; with one, processors decode photos.
+    cpus = max(1, int(available.get("CPU", 1) // actors))
+    return _Share(actors=actors, resources={"num_cpus": cpus, "num_gpus": gpus})
+
+
+def _version(settings: Settings) -> str:
+    """The version of the engine that an actor will have."""
+    from model import Engine
+
+    engine = Engine(settings.engine_options())
+    try:
+        engine.wait_ready()
+        return engine.version
+    finally:
+        engine.close()
+
+
+def _rows(ray: Any, share: _Share, assignment: Assignment, ids: list[int]) -> Iterator[dict[str, Any]]:
+    """What the actors say, in the order in which they are done."""
+    if not ids:
+        return
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Small projects too are for all actors.
+    count = max(share.actors * LOTS_AT_ONCE, -(-len(ids) // TASKS_PER_LOT))
+    lots = [lot for lot in np.array_split(np.array(ids, np.int64), count) if len(lot)]
+    done = ray.data.from_numpy(lots).map_batches(
+        Worker,
+        fn_constructor_args=(assignment,),
+        batch_size=None,
+        # Ray Data starts dead actors again and repeats what they were at, as often as it takes.
+        compute=ray.data.ActorPoolStrategy(
+            size=share.actors,
+            max_tasks_in_flight_per_actor=LOTS_AT_ONCE,
+            max_concurrent_calls_per_actor=LOTS_AT_ONCE,
+        ),
+        **share.resources,
+    )
+    yield from done.iter_rows()
+
+
+def _not_here() -> Photo:
+    raise AssertionError("the job was another process's")
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise CommandError("--ray: expected the extra ray, got none: install facings[ray]") from None
+    return ray
+
+
+def _innermost(error: BaseException) -> str:
+    """The line that says what happened in an actor, under Ray's own traces."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().splitlines()[-1]
