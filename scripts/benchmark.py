@@ -207,12 +207,13 @@ def measure_engine_lanes(engine: Engine, *, photos: int = BULK_PHOTOS) -> LanesR
 def random_weights(config: str) -> Iterator[Path]:
     """A file with random weights of one of sam2's configs. What is measured does not depend on them."""
     import torch
-    from sam2.build_sam import build_sam2
+
+    from model.network import build_module
 
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"random_{Path(config).stem}.pt"
-        torch.save({"model": build_sam2(config, device="cpu").state_dict()}, path)
+        torch.save({"model": build_module(config).sam.state_dict()}, path)
         yield path
 
 

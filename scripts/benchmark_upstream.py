@@ -103,9 +103,11 @@ class ParityResult:
 
 
 def compared_config(options: EngineOptions) -> str:
-    """Of the network to measure beside upstream: the checkpoint's when it is Meta's, else SAM 2.1 tiny's."""
-    official = OFFICIAL.get(options.checkpoint)
-    return official.config if official else UPSTREAM_CONFIG
+    """Of the network to measure beside upstream: the checkpoint's when it is one of Meta's, else SAM 2.1 tiny's."""
+    if options.checkpoint in OFFICIAL:
+        return OFFICIAL[options.checkpoint].config
+    known = {official.config for official in OFFICIAL.values()}
+    return options.checkpoint_config if options.checkpoint_config in known else UPSTREAM_CONFIG
 
 
 def measure_upstream(device: str, *, repeat: int, config: str) -> UpstreamResult:

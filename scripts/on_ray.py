@@ -8,6 +8,7 @@ time, holds for each of them; when an actor dies, Ray gives its tasks to another
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -183,6 +184,7 @@ class _Share:
 @contextmanager
 def _connected(ray: Any, cluster: Cluster) -> Iterator[None]:
     """A connection to the cluster, and errors of Ray in one line."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
         ray.init(

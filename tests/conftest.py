@@ -70,6 +70,12 @@ def studio(label_studio_command: Path, migrated_data: Path, servers_dir: Path) -
         yield running
 
 
+@pytest.fixture(scope="session")
+def personal_token(studio: Studio) -> str:
+    """A personal access token of the account, which can have one at a time."""
+    return Client.login(studio.url, studio.account).personal_access_token()
+
+
 @contextmanager
 def _running_studio(executable: Path, data: Path, log: Path) -> Iterator[Studio]:
     port = free_port()

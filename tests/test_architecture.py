@@ -15,7 +15,7 @@ LABEL_STUDIO = {"label_studio", "label_studio_ml", "label_studio_sdk", "label_st
 HTTP = {"flask", "gunicorn", "http", "httpx", "prometheus_client", "requests", "urllib3", "werkzeug"}
 
 # The one comparison with upstream's own predictor lives in the benchmark.
-IMPORTERS_OF_SAM2 = {"model/network.py", "model/checkpoints.py", "scripts/benchmark.py"}
+IMPORTERS_OF_SAM2 = {"model/network.py", "model/checkpoints.py", "scripts/benchmark_upstream.py"}
 
 
 def sources(package: str) -> list[Path]:

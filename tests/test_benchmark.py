@@ -158,6 +158,25 @@ def test_likeness_is_told_by_size_and_of_all_sizes_last(
     assert [(one.least_px, one.count, one.median) for one in found] == lines
 
 
+@pytest.mark.parametrize(
+    ("options", "config"),
+    [
+        (EngineOptions(), "configs/sam2.1/sam2.1_hiera_t.yaml"),
+        (EngineOptions(checkpoint="facings-nano"), "configs/sam2.1/sam2.1_hiera_t.yaml"),
+        (EngineOptions(checkpoint="sam2.1_hiera_large"), "configs/sam2.1/sam2.1_hiera_l.yaml"),
+        (
+            EngineOptions(checkpoint="own.pt", checkpoint_config="configs/sam2.1/sam2.1_hiera_s.yaml"),
+            "configs/sam2.1/sam2.1_hiera_s.yaml",
+        ),
+        (EngineOptions(checkpoint="own.pt", checkpoint_config="own.yaml"), "configs/sam2.1/sam2.1_hiera_t.yaml"),
+    ],
+)
+def test_upstream_runs_the_network_of_the_checkpoint_where_it_is_one_of_metas(
+    options: EngineOptions, config: str
+) -> None:
+    assert benchmark_upstream.compared_config(options) == config
+
+
 def test_random_weights_stand_for_metas_checkpoints_only() -> None:
     with (
         pytest.raises(CommandError, match=r"sam2.1_hiera_tiny.*'facings-nano'"),

@@ -100,7 +100,7 @@ def test_where_nothing_is_proposed_the_grid_is_asked(
     headless: Checkpoint, monkeypatch: pytest.MonkeyPatch, proposals: str, is_asked: bool
 ) -> None:
     asked = []
-    monkeypatch.setattr("model.dense.point_grid", lambda _, size: point_grid(2, size))
+    monkeypatch.setattr("model.dense.PointGrid.rounds", lambda _, size: [point_grid(2, size).numpy()])
     monkeypatch.setattr("model.dense.ask_grid", lambda *given, **named: asked.append(1) or ask_grid(*given, **named))
     engine = engine_of(headless, proposals=proposals)
     engine.preannotate(GREY)

@@ -240,14 +240,13 @@ def without_legacy_tokens(studio: Studio) -> Iterator[Client]:
 
 
 def test_photos_are_fetched_with_a_personal_access_token_where_legacy_tokens_are_off(
-    studio: Studio, without_legacy_tokens: Client, servers_dir: Path, tmp_path: Path
+    studio: Studio, without_legacy_tokens: Client, personal_token: str, servers_dir: Path, tmp_path: Path
 ) -> None:
     client = without_legacy_tokens
-    token = client.personal_access_token()
     project = client.create_project("personal token", SHELF_BOXES)
     tasks = [task.id for task in shelf_tasks(client, project, tmp_path, range(500, 502))]
 
-    with running_facings(servers_dir, LABEL_STUDIO_URL=studio.url, LABEL_STUDIO_API_KEY=token) as facings:
+    with running_facings(servers_dir, LABEL_STUDIO_URL=studio.url, LABEL_STUDIO_API_KEY=personal_token) as facings:
         client.connect_backend(project, facings)
         client.retrieve_predictions(project)
 

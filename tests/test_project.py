@@ -104,11 +104,9 @@ def test_every_task_gets_a_prediction_and_a_second_run_finds_nothing_to_do(studi
 
 
 @pytest.mark.parametrize("kind", ["legacy", "personal"])
-def test_either_kind_of_token_will_do(studio: Studio, photo_address: str, kind: str) -> None:
+def test_either_kind_of_token_will_do(studio: Studio, personal_token: str, photo_address: str, kind: str) -> None:
     number, tasks = new_project(studio.client, [photo_address] * 3)
-    token = studio.account.token
-    if kind == "personal":
-        token = Client.login(studio.url, studio.account).personal_access_token()
+    token = personal_token if kind == "personal" else studio.account.token
 
     assert preannotate(studio, number, token=token).photos == 3
     assert held(studio.client, number) == {task: [VERSION] for task in tasks}
