@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psutil
+
 from backend.settings import Settings
 from model import Engine, EngineOptions
 from scripts import label_studio
@@ -33,6 +35,7 @@ class ProjectResult:
     """Photos a second, of the engine alone, with photos decoded beforehand, and of the whole command.
 
     bare_per_s: before and after the project. engine_busy: share of the command's time in which the engine had a photo.
+    label_studio_cpu: processors that Label Studio, on the same machine, kept busy meanwhile, on average.
     """
 
     photos: int
@@ -40,6 +43,7 @@ class ProjectResult:
     bare_per_s: tuple[float, float]
     project_per_s: float
     engine_busy: float
+    label_studio_cpu: float
 
     @property
     def share(self) -> float:
@@ -67,9 +71,11 @@ def measure_project(options: EngineOptions, *, photos: int = PHOTOS) -> ProjectR
                     client.upload(number, {path.name: path for path in paths[start : start + PHOTOS_PER_UPLOAD]})
                 engine.preannotate(read_photo(paths[0]))
                 before = _bare_rate(engine, paths[::2])
+                cpu_s = _cpu_s(server.pid)
                 settings = Settings(label_studio_url=client.url, label_studio_api_key=account.token)
                 with Project(client.url, account.token, number, patience_s=60) as project:
                     report = preannotate_project(engine, project, Wanted(selection=Selection()), settings)
+                cpu_s = _cpu_s(server.pid) - cpu_s
                 after = _bare_rate(engine, paths[1::2])
         finally:
             engine.close()
@@ -79,6 +85,7 @@ def measure_project(options: EngineOptions, *, photos: int = PHOTOS) -> ProjectR
         bare_per_s=(before, after),
         project_per_s=report.photos_per_s,
         engine_busy=report.engine_busy,
+        label_studio_cpu=cpu_s / report.seconds,
     )
 
 
@@ -89,8 +96,16 @@ def print_project(result: ProjectResult) -> None:
         f"project of {result.photos} photos ({MEGAPIXELS} MP, {result.boxes} boxes): "
         f"{result.project_per_s:.2f} photos/s, "
         f"bare engine {before:.2f} before and {after:.2f} after: {result.share:.1%}; "
-        f"engine busy for {result.engine_busy:.1%} of the time"
+        f"engine busy for {result.engine_busy:.1%} of the time, "
+        f"Label Studio for {result.label_studio_cpu:.2f} processors"
     )
+
+
+def _cpu_s(pid: int) -> float:
+    """Processor seconds of a process and its children so far."""
+    parent = psutil.Process(pid)
+    times = [process.cpu_times() for process in (parent, *parent.children(recursive=True))]
+    return sum(one.user + one.system for one in times)
 
 
 def _bare_rate(engine: Engine, paths: list[Path]) -> float:
