@@ -44,7 +44,7 @@ class BatchSize:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                reason = str(error).splitlines()[0]
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]  # a MemoryError says nothing more
             else:
                 rest = rest[len(part) :]
                 continue

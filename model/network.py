@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -296,7 +295,6 @@ class Network:
 
     def __init__(self, checkpoint: Checkpoint, placement: Placement, encoder: Encoder | None = None) -> None:
         module = load_module(checkpoint)
-        self._encoder_weights: int = sum(weight.numel() for weight in module.sam.image_encoder.parameters())
         if encoder is not None:
             module.sam.image_encoder = None
         self._module = module.to(placement.device).to(memory_format=torch.channels_last)
@@ -318,11 +316,6 @@ class Network:
     def has_proposals(self) -> bool:
         """Whether the checkpoint has a learned proposal head."""
         return self._module.proposal_head is not None
-
-    @property
-    def encoder_bytes(self) -> int:
-        """Bytes of the encoder's weights, in the precision in which it computes with them."""
-        return self._encoder_weights * int(self._placement.dtype.itemsize)
 
     @property
     def encode_batch(self) -> int:
@@ -409,10 +402,11 @@ class Network:
         reserved_bytes: of a GPU's memory, left free for the features that callers keep.
         Raises DeviceMemoryError when not even one tile or prompt fits beside them.
         """
-        device, kept = self._placement.device, None
+        device, kept = self._placement.device, []
         if device.type == "cuda":
-            reserve = partial(torch.empty, dtype=torch.uint8, device=device)
-            kept = BatchSize("feature caches", 1).run(lambda part: reserve(part[0]), [reserved_bytes])
+            kept = BatchSize("feature caches", 1).run(
+                lambda sizes: torch.empty(sizes[0], dtype=torch.uint8, device=device), [reserved_bytes]
+            )
         grey = np.full((64, 64, 3), 128, np.uint8)
         tile = Tile(left=0, top=0, side=64, size=self.size, level=0)
         features = self.encode(grey, [tile] * self.encode_batch)[0]

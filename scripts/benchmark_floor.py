@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from model import EngineOptions
 from model.checkpoints import find_checkpoint
 from model.device import Placement, choose_placement
-from model.network import Network, TilePrompt
+from model.network import Network, TilePrompt, load_module
 from model.tiling import Tile
 from model.training.shelves import render_shelf
 
@@ -58,6 +58,7 @@ def measure_floor(options: EngineOptions, *, repeat: int) -> FloorResult:
         options.checkpoint, config=options.checkpoint_config, has_gpu=placement.device.type == "cuda"
     )
     network = Network(checkpoint, placement)
+    weights = sum(weight.numel() for weight in load_module(checkpoint).sam.image_encoder.parameters())
     flops_per_s, bytes_per_s = _best_of_the_machine(placement)
     photo = render_shelf(1, (1024, 1024)).photo_rgb
     tile = Tile(left=0, top=0, side=1024, size=network.size, level=0)
@@ -67,7 +68,7 @@ def measure_floor(options: EngineOptions, *, repeat: int) -> FloorResult:
     prompt = TilePrompt(features=features, points_xy=nowhere, is_foreground=none, box_xyxy=box)
     batch = network.decode_batch
     calls: list[tuple[str, Callable[[], object], int]] = [
-        ("encode a tile", lambda: network.encode(photo, [tile]), network.encoder_bytes),
+        ("encode a tile", lambda: network.encode(photo, [tile]), weights * placement.dtype.itemsize),
         ("decode a prompt", lambda: network.decode([prompt], multimask=False), features.nbytes),
         (f"decode {batch} prompts", lambda: network.decode([prompt] * batch, multimask=False), features.nbytes),
     ]

@@ -279,7 +279,7 @@ def likeness(boxes_xyxy: FloatArray, wanted_xyxy: FloatArray) -> list[Likeness]:
     from model.boxes import iou_matrix
 
     sides = (wanted_xyxy[:, 2:] - wanted_xyxy[:, :2]).min(1)
-    overlap = np.array([iou_matrix(a[None], b[None])[0, 0] for a, b in zip(boxes_xyxy, wanted_xyxy, strict=True)])
+    overlap = iou_matrix(boxes_xyxy, wanted_xyxy).diagonal()
     answers = []
     ranges = [*itertools.pairwise(SIZE_BUCKETS_PX), (SIZE_BUCKETS_PX[0], SIZE_BUCKETS_PX[-1])]
     for least_px, most_px in ranges:
@@ -356,10 +356,12 @@ def _upstreams_boxes(
 
 
 def _box_of(mask: BoolArray) -> FloatArray:
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(rows):
-        return np.zeros(4, np.float32)
-    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
+    """Around the pixels of a mask; zeros for an empty one."""
+    import torch
+
+    from model.boxes import pixel_boxes
+
+    return pixel_boxes(torch.from_numpy(mask)[None], 1.0)[0].numpy()
 
 
 def print_upstream(result: UpstreamResult) -> None:

@@ -79,6 +79,8 @@ class Movement:
 
     def add(self, old_xyxy: FloatArray, new_xyxy: FloatArray) -> None:
         """Boxes as they were and as they are, row by row."""
+        from model.boxes import iou_matrix
+
         if not len(old_xyxy):
             return
         sizes = np.tile(np.maximum(old_xyxy[:, 2:] - old_xyxy[:, :2], 1e-3), (1, 2))
@@ -88,7 +90,7 @@ class Movement:
             self._shares += np.bincount(bins, minlength=self.BINS + 1)
             self._boxes += len(old_xyxy)
             self._unmoved += int((edges.max(axis=1) < UNMOVED_PX).sum())
-            self._iou += float(_row_iou(old_xyxy, new_xyxy).sum())
+            self._iou += float(iou_matrix(old_xyxy, new_xyxy).trace())
 
     def summary(self) -> Moved:
         with self._lock:
@@ -209,12 +211,3 @@ def print_moved(moved: Moved) -> None:
 
 def _is_rectangle(region: Mapping[str, Any]) -> bool:
     return region.get("type") in RECTANGLES
-
-
-def _row_iou(a_xyxy: FloatArray, b_xyxy: FloatArray) -> FloatArray:
-    """`[N]`: intersection over union of each row's two boxes."""
-    sides = np.minimum(a_xyxy[:, 2:], b_xyxy[:, 2:]) - np.maximum(a_xyxy[:, :2], b_xyxy[:, :2])
-    inter = np.maximum(sides, 0).prod(axis=1)
-    areas = [(box[:, 2:] - box[:, :2]).prod(axis=1) for box in (a_xyxy, b_xyxy)]
-    shared: FloatArray = inter / np.maximum(areas[0] + areas[1] - inter, 1e-6)
-    return shared

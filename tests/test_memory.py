@@ -57,6 +57,14 @@ def test_one_item_that_does_not_fit_says_which_settings_help() -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_an_error_without_words_counts_too() -> None:
+    def call(_: object) -> None:
+        raise MemoryError
+
+    with pytest.raises(DeviceMemoryError, match="MemoryError"):
+        BatchSize("tiles", 8).run(call, [1])
+
+
 def test_other_errors_stay_what_they_are() -> None:
     def call(_: object) -> None:
         raise ValueError("no tensor")
