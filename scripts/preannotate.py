@@ -135,7 +135,6 @@ def preannotate_folder(
     photos_dir: Path,
     config: LabelConfig,
     address: str | None = None,
-    score_threshold: float | None = None,
     draw: Path | None = None,
 ) -> Report:
     """Boxes of every photo, handed to `writer` in the order of the paths, with file names relative to `photos_dir`.
@@ -153,7 +152,7 @@ def preannotate_folder(
 
     def work(job: Job, photo: Photo, busy: Busy) -> tuple[Boxed, int]:
         with busy.work():
-            found = engine.preannotate(photo, score_threshold=score_threshold, lane="bulk")
+            found = engine.preannotate(photo, lane="bulk")
         if draw is not None:
             draw_boxes(photo, found.boxes_xyxy, draw / f"{name(job)}.jpg")
         data = {config.image_key: prefix + quote(name(job))}

@@ -114,6 +114,10 @@ def test_expected_failures_are_one_line_and_a_status(
     assert shown.err.count("\n") == 1
 
 
+def test_a_score_threshold_is_the_engines_and_so_part_of_its_version() -> None:
+    assert cli._engine_options("facings-nano", "cpu", 0.25).score_threshold == 0.25
+
+
 @pytest.mark.parametrize(("error", "status"), [(CheckpointError("no weights"), 1), (CommandError("no port"), 1)])
 def test_errors_of_the_layers_below_are_told_without_a_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, status: int

@@ -21,10 +21,9 @@ class MarkEngine:
 
     def __init__(self, *, refuses: EngineError | None = None) -> None:
         self.refuses = refuses
-        self.thresholds: list[float | None] = []
 
-    def preannotate(self, photo: Photo, *, score_threshold: float | None = None, lane: str = "bulk") -> Detections:
-        self.thresholds.append(score_threshold)
+    def preannotate(self, photo: Photo, *, lane: str) -> Detections:
+        assert lane == "bulk"
         if self.refuses is not None:
             raise self.refuses
         rows, columns = np.nonzero(photo.pixels.max(axis=2) > 128)
@@ -94,12 +93,6 @@ def test_an_engine_that_cannot_load_ends_it(folder: Path) -> None:
     with pytest.raises(NotReady):
         run(MarkEngine(refuses=NotReady("no weights")), folder)
     assert not list(folder.parent.glob("boxes.json*"))
-
-
-def test_the_threshold_reaches_the_engine(folder: Path) -> None:
-    engine = MarkEngine()
-    run(engine, folder, score_threshold=0.25)
-    assert engine.thresholds == [0.25] * 3
 
 
 def test_label_studio_import_json_is_what_the_backend_would_answer(folder: Path) -> None:
