@@ -8,7 +8,6 @@ its batches, so that a click can overtake, and returns Detections.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import TypeVar
@@ -22,6 +21,7 @@ from model.masks import SHELF_SHARE
 from model.merging import DUPLICATE_IOU, merge_proposals
 from model.network import MASK_STRIDE, Features, Network, Proposals, TilePrompt
 from model.proposer import point_grid, prior_box
+from model.stages import Timed
 from model.tiling import Tile
 from model.types import Detections, FloatArray, Photo
 
@@ -70,14 +70,14 @@ class DenseFinder:
 
     network: encodes and decodes. proposer: whose head proposes: the network itself, another one, None for the grid.
     falls_back_to_grid: whether the grid is asked where another network proposes nothing at all.
-    features_of: the network's features of a photo's tiles. timed: a stopwatch of the stage it is given.
+    features_of: the network's features of a photo's tiles. timed: see model.stages.
     """
 
     network: Network
     proposer: Network | None
     falls_back_to_grid: bool
     features_of: Callable[[Photo, Sequence[Tile]], list[Features]]
-    timed: Callable[[str], AbstractContextManager[object]]
+    timed: Timed
     grid: PointGrid = PointGrid()
 
     def find(self, photo: Photo, *, score_threshold: float, limit: int) -> Work[Detections]:
@@ -99,15 +99,14 @@ class DenseFinder:
             if proposer is self.network:
                 proposals = [features.proposals for features in self.features_of(photo, tiles)]
             else:
-                with self.timed("encode"):
-                    proposals = proposer.propose(photo.pixels, tiles)
+                proposals = proposer.propose(photo.pixels, tiles)
             found += [
                 _whole_ones((entry.boxes_xyxy, entry.scores), tile, photo)
                 for tile, entry in zip(tiles, proposals, strict=True)
                 if entry is not None
             ]
             yield
-        with self.timed("propose"):
+        with self.timed("merge"):
             boxes, scores = merge_proposals(*_joined(found), limit=limit)
         return Detections(boxes_xyxy=boxes, scores=scores)
 
@@ -126,8 +125,9 @@ class DenseFinder:
                     with self.timed("decode"):
                         boxes[rows] = self._redraw(features, boxes[rows])
                     yield
-        boxes = geometry.clip_boxes(boxes, photo.size_wh)
-        keep = geometry.nms(torch.from_numpy(boxes), torch.tensor(proposed.scores), DUPLICATE_IOU).numpy()
+        with self.timed("merge"):
+            boxes = geometry.clip_boxes(boxes, photo.size_wh)
+            keep = geometry.nms(torch.from_numpy(boxes), torch.tensor(proposed.scores), DUPLICATE_IOU).numpy()
         return Detections(boxes_xyxy=boxes[keep], scores=proposed.scores[keep])
 
     def _redraw(self, features: Features, boxes_xyxy: FloatArray) -> FloatArray:
@@ -153,7 +153,7 @@ class DenseFinder:
                 answer = yield from ask_grid(self.network, features, self.grid, timed=self.timed)
                 found.append(_whole_ones(answer, features.tile, photo))
             yield
-        with self.timed("propose"):
+        with self.timed("merge"):
             boxes, scores = _joined(found)
             keep = geometry.nms(torch.from_numpy(boxes), torch.from_numpy(scores), GRID_DUPLICATE_IOU).numpy()[:limit]
         return Detections(boxes_xyxy=boxes[keep], scores=scores[keep])
@@ -164,7 +164,7 @@ def ask_grid(
     features: Features,
     grid: PointGrid,
     *,
-    timed: Callable[[str], AbstractContextManager[object]],
+    timed: Timed,
     at_full_resolution: bool = False,
 ) -> Work[Found]:
     """Boxes of one tile, in its pixels, of everything that a grid of points finds, before duplicate removal: of what
@@ -174,7 +174,7 @@ def ask_grid(
     else for three masks. Without proposals and rounds this is what SAM2AutomaticMaskGenerator would find.
 
     at_full_resolution: reads boxes and stability from enlarged masks, as upstream does, instead of between the cells of
-    the decoder's own; slower, and hardly different. timed: see DenseFinder.
+    the decoder's own; slower, and hardly different. timed: see model.stages.
     """
     boxes: list[torch.Tensor] = []
     scores: list[torch.Tensor] = []

@@ -30,6 +30,7 @@ from model.memory import is_out_of_memory, limit_memory
 from model.network import MASK_STRIDE, Features, Network, Proposals, TilePrompt, has_proposal_head
 from model.proposer import prior_box
 from model.scheduler import Lane, Scheduler
+from model.stages import timed_for
 from model.tiling import Tile
 from model.types import Detections, EngineError, NotReady, Photo, Prompt
 
@@ -112,12 +113,12 @@ class Engine:
     """One network, resident.
 
     Returns at once; `wait_ready` waits for the weights. observe(name, value) is called on the device thread with
-    "queue_wait_interactive", "queue_wait_bulk", "encode", "propose" and "decode", all in seconds.
+    "queue_wait_interactive", "queue_wait_bulk" and the names of model.stages, all in seconds.
     """
 
     def __init__(self, options: EngineOptions, *, observe: Callable[[str, float], None] = lambda *_: None) -> None:
         self._options = options
-        self._observe = observe
+        self._timed = timed_for(observe)
         self._cache: FeatureCache[Features] = FeatureCache(options.feature_bytes)
         self._merged: FeatureCache[Proposals] = FeatureCache(MERGED_CACHE_BYTES)
         self._loaded = threading.Event()
@@ -256,8 +257,10 @@ class Engine:
             self._checkpoint, self._proposing_checkpoint = checkpoint, proposing
             self._calibrated_threshold = calibrated_threshold(proposing) if proposing else None
             encoder = open_encoder(file, checkpoint, placement) if file else None
-            self._network = network = Network(checkpoint, placement, encoder)
-            lent = Network(proposing, placement) if proposing and proposing is not checkpoint else None
+            self._network = network = Network(checkpoint, placement, encoder, timed=self._timed)
+            lent = None
+            if proposing and proposing is not checkpoint:
+                lent = Network(proposing, placement, timed=self._timed)
             self._finder = DenseFinder(
                 network=network,
                 proposer=network if proposing is checkpoint else lent,
@@ -324,9 +327,7 @@ class Engine:
         known = {tile: features for tile in tiles if (features := self._cache.get((photo.digest, tile))) is not None}
         missing = [tile for tile in tiles if tile not in known]
         if missing:
-            with self._timed("encode"):
-                encoded = self._net.encode(photo.pixels, missing)
-            for features in encoded:
+            for features in self._net.encode(photo.pixels, missing):
                 self._cache.put((photo.digest, features.tile), features)
                 known[features.tile] = features
         return [known[tile] for tile in tiles]
@@ -403,20 +404,6 @@ class Engine:
                 (number, place),
                 read_object(prompt, plane, float(score), request.photo.size_wh, want_mask=request.want_masks),
             )
-
-    def _timed(self, name: str) -> _Timer:
-        return _Timer(name, self._observe)
-
-
-class _Timer:
-    def __init__(self, name: str, observe: Callable[[str, float], None]) -> None:
-        self._name, self._observe = name, observe
-
-    def __enter__(self) -> None:
-        self._began = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._observe(self._name, time.monotonic() - self._began)
 
 
 def _detections(answers: Sequence[Answer], request: _Refinement) -> Detections:

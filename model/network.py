@@ -31,6 +31,7 @@ from model.device import Placement
 from model.encoders import Encoded, Encoder
 from model.memory import BatchSize
 from model.proposer import peaks
+from model.stages import Timed, untimed
 from model.tiling import Tile
 from model.types import BoolArray, CheckpointError, FloatArray, PixelArray
 
@@ -291,15 +292,19 @@ class Network:
     """A loaded network on its device. Not locked: one thread uses it (see model.scheduler).
 
     encoder: what encodes instead of the checkpoint's own encoder, whose weights are then not kept.
+    timed: see model.stages; for what `encode` and `propose` do.
     """
 
-    def __init__(self, checkpoint: Checkpoint, placement: Placement, encoder: Encoder | None = None) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, placement: Placement, encoder: Encoder | None = None, *, timed: Timed = untimed
+    ) -> None:
         module = load_module(checkpoint)
         if encoder is not None:
             module.sam.image_encoder = None
         self._module = module.to(placement.device).to(memory_format=torch.channels_last)
         self._encoder = encoder or module.encoded
         self._placement = placement
+        self._timed = timed
         self._encode_batch = BatchSize("tiles", placement.encode_batch)
         self._decode_batch = BatchSize("prompts", placement.decode_batch)
         with torch.inference_mode():
@@ -337,17 +342,17 @@ class Network:
 
     def _encode(self, pixels: PixelArray, tiles: Sequence[Tile]) -> list[Features]:
         with torch.inference_mode(), self._autocast():
-            maps = self._encoder(self._images(pixels, tiles))
+            images = self._images(pixels, tiles)
+            with self._timed("encode"):
+                maps, dtype = self._encoder(images), self._placement.dtype
+                cells = [
+                    tile_cells(maps.embedding[row], (maps.high_res[0][row], maps.high_res[1][row]), dtype)
+                    for row in range(len(tiles))
+                ]
             proposals = self._proposals(maps.head) if maps.head is not None else [None] * len(tiles)
             return [
-                Features(
-                    tile=tile,
-                    cells=tile_cells(
-                        maps.embedding[row], (maps.high_res[0][row], maps.high_res[1][row]), self._placement.dtype
-                    ),
-                    proposals=proposals[row],
-                )
-                for row, tile in enumerate(tiles)
+                Features(tile=tile, cells=own_cells, proposals=own)
+                for tile, own_cells, own in zip(tiles, cells, proposals, strict=True)
             ]
 
     def propose(self, pixels: PixelArray, tiles: Sequence[Tile]) -> list[Proposals]:
@@ -357,7 +362,9 @@ class Network:
 
     def _propose(self, pixels: PixelArray, tiles: Sequence[Tile]) -> list[Proposals]:
         with torch.inference_mode(), self._autocast():
-            head = self._encoder(self._images(pixels, tiles)).head
+            images = self._images(pixels, tiles)
+            with self._timed("encode"):
+                head = self._encoder(images).head
             if head is None:
                 raise TypeError("propose: expected a network with a proposal head")
             return self._proposals(head)
@@ -420,18 +427,20 @@ class Network:
         return torch.autocast(self._placement.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
     def _images(self, pixels: PixelArray, tiles: Sequence[Tile]) -> torch.Tensor:
-        photo = _shared_tensor(pixels)
-        images = torch.stack([self._tile_image(photo, tile) for tile in tiles])
-        return images.contiguous(memory_format=torch.channels_last)
+        with self._timed("tile"):
+            photo = _shared_tensor(pixels)
+            images = torch.stack([self._tile_image(photo, tile) for tile in tiles])
+            return images.contiguous(memory_format=torch.channels_last)
 
     def _proposals(self, head: tuple[torch.Tensor, torch.Tensor]) -> list[Proposals]:
-        boxes, scores = peaks(*head, limit=MAX_PROPOSALS)
-        boxes, scores = boxes.clamp(0, self.size).cpu(), scores.cpu()
-        strong = scores > PROPOSAL_FLOOR
-        return [
-            Proposals(boxes_xyxy=boxes[row][strong[row]].numpy(), scores=scores[row][strong[row]].numpy())
-            for row in range(len(boxes))
-        ]
+        with self._timed("propose"):
+            boxes, scores = peaks(*head, limit=MAX_PROPOSALS)
+            boxes, scores = boxes.clamp(0, self.size).cpu(), scores.cpu()
+            strong = scores > PROPOSAL_FLOOR
+            return [
+                Proposals(boxes_xyxy=boxes[row][strong[row]].numpy(), scores=scores[row][strong[row]].numpy())
+                for row in range(len(boxes))
+            ]
 
     def _tile_image(self, photo: torch.Tensor, tile: Tile) -> torch.Tensor:
         """The tile as normalised float `[3, S, S]`; beyond the photo it is zero, the mean colour."""

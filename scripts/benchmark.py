@@ -19,19 +19,19 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, get_args
 
 import numpy as np
 
+from backend.decoding import decode_photo
 from model import Engine, EngineOptions, Photo, Prompt
 from model.checkpoints import OFFICIAL
+from model.stages import Stage
 from model.training.shelves import render_shelf
 from scripts.console import CommandError, track
 
-if TYPE_CHECKING:
-    pass
-
 MEGAPIXELS = (2, 8, 16)
+STAGES = ("read", *get_args(Stage))
 BULK_PHOTOS = 40
 IDLE_CLICKS = 40
 SECONDS_BETWEEN_CLICKS = 0.1
@@ -64,7 +64,8 @@ class Timing:
 class SizeResult:
     """One size of photo. click_new: on a photo never seen; click_known: on one seen before.
 
-    stages_s: median seconds of the engine's own stages in one pre-annotation.
+    stages_s: median seconds of reading the photo, a JPEG, and of the engine's own stages in one pre-annotation, in the
+    order of model.stages; reading is not part of preannotate.
     """
 
     megapixels: float
@@ -116,6 +117,16 @@ def shelf_photos(megapixels: float, *, seed: int) -> Iterator[Photo]:
         yield Photo(pixels=np.roll(pixels, shift, axis=1))
 
 
+def read_as_jpeg(photo: Photo) -> tuple[Photo, float]:
+    """The photo after it was a JPEG of quality 90, and the seconds it took the backend's decoder."""
+    import cv2
+
+    content = cv2.imencode(".jpg", photo.pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
+    began = time.perf_counter()
+    read = decode_photo(content, shown="a rendered shelf", content_type="image/jpeg", max_pixels=photo.pixels.size)
+    return read, time.perf_counter() - began
+
+
 def clicks_on(photo: Photo, *, seed: int) -> Iterator[Prompt]:
     """Endless single clicks all over a photo."""
     generator = np.random.default_rng(seed)
@@ -145,11 +156,12 @@ def measure_size(engine: Engine, megapixels: float, *, repeat: int, stages: Stag
     photos = shelf_photos(megapixels, seed=1)
     dense, new, known, facings, split = [], [], [], 0, []
     for round_ in range(-1, repeat):
-        photo, unseen = next(photos), next(photos)
+        photo, read_s = read_as_jpeg(next(photos))
+        unseen = next(photos)
         clicks = clicks_on(photo, seed=round_ + 1)
         stages.take()
         dense_s = seconds_of(engine.preannotate, photo)
-        stages_s = stages.take()
+        stages_s = {"read": read_s, **stages.take()}
         seconds = [
             dense_s,
             seconds_of(engine.refine, photo, [next(clicks)]),
@@ -165,7 +177,7 @@ def measure_size(engine: Engine, megapixels: float, *, repeat: int, stages: Stag
         megapixels=megapixels,
         facings=facings,
         preannotate=timing(dense),
-        stages_s={name: float(np.median([one.get(name, 0.0) for one in split])) for name in sorted(split[0])},
+        stages_s={name: float(np.median([one.get(name, 0.0) for one in split])) for name in STAGES},
         click_new=timing(new),
         click_known=timing(known),
     )
@@ -317,7 +329,7 @@ def print_sizes(results: Sequence[SizeResult]) -> None:
         print(f"{result.megapixels:>4} MP {result.facings:>8} {columns}")
     for result in results:
         split = ", ".join(f"{name} {1000 * seconds:.0f}" for name, seconds in result.stages_s.items())
-        print(f"{result.megapixels:>4} MP preannotate in ms: {split}")
+        print(f"{result.megapixels:>4} MP, read and preannotate in ms: {split}")
 
 
 def print_lanes(where: str, result: LanesResult) -> None:

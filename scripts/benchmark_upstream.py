@@ -165,6 +165,7 @@ def measure_generator(device: str, *, repeat: int, config: str, points_per_side:
 
     from model.dense import PointGrid, ask_grid
     from model.network import Network
+    from model.stages import untimed
 
     placement = choose_placement(device)
     shelf = render_shelf(4, (1024, 1024)).photo_rgb
@@ -178,7 +179,7 @@ def measure_generator(device: str, *, repeat: int, config: str, points_per_side:
 
     def ask(photo: Photo, grid: PointGrid) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         (features,) = network.encode(photo.pixels, [WHOLE])
-        job = ask_grid(network, features, grid, timed=lambda _: contextlib.nullcontext())
+        job = ask_grid(network, features, grid, timed=untimed)
         while True:
             try:
                 next(job)

@@ -197,7 +197,7 @@ def test_times_are_observed(shelf: Shelf, photo: Photo) -> None:
     engine.preannotate(photo)
     engine.refine(photo, [middle(shelf.boxes_xyxy[0])])
     engine.close()
-    assert seen.keys() == {"queue_wait_bulk", "queue_wait_interactive", "encode", "propose", "decode"}
+    assert seen.keys() == {"queue_wait_bulk", "queue_wait_interactive", "tile", "encode", "propose", "decode", "merge"}
     assert all(seconds >= 0 for values in seen.values() for seconds in values)
 
 

@@ -3,7 +3,6 @@ weights: the bundled ones without what this project adds to SAM 2, and random on
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from typing import cast
 
@@ -21,6 +20,7 @@ from model.device import Placement
 from model.masks import choose_masks
 from model.network import Network, build_module, load_weights
 from model.proposer import prior_box
+from model.stages import untimed
 from model.tiling import Tile
 from model.training.shelves import Shelf, render_shelf
 
@@ -85,9 +85,7 @@ def test_the_grid_gives_what_sam2s_own_generator_gives(
     )
     tile = Tile(left=0, top=0, side=768, size=1024, level=0)
     (features,) = network.encode(photo, [tile])
-    job = ask_grid(
-        network, features, grid, timed=lambda _: contextlib.nullcontext(), at_full_resolution=at_full_resolution
-    )
+    job = ask_grid(network, features, grid, timed=untimed, at_full_resolution=at_full_resolution)
     while True:
         try:
             next(job)
