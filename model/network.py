@@ -309,8 +309,8 @@ class Network:
         self._decode_batch = BatchSize("prompts", placement.decode_batch)
         with torch.inference_mode():
             self._decoder = MaskDecoder(module.sam.sam_mask_decoder, module.position_encoding(), placement.dtype)
-        self._mean = torch.tensor(PIXEL_MEAN, device=placement.device).view(3, 1, 1)
-        self._deviation = torch.tensor(PIXEL_DEVIATION, device=placement.device).view(3, 1, 1)
+        self._mean = torch.tensor(PIXEL_MEAN, device=placement.device).view(3, 1, 1) * 255
+        self._deviation = torch.tensor(PIXEL_DEVIATION, device=placement.device).view(3, 1, 1) * 255
 
     @property
     def size(self) -> int:
@@ -427,10 +427,15 @@ class Network:
         return torch.autocast(self._placement.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
     def _images(self, pixels: PixelArray, tiles: Sequence[Tile]) -> torch.Tensor:
+        """The tiles as normalised floats `[B, 3, S, S]`; beyond the photo they are zero, the mean colour."""
         with self._timed("tile"):
             photo = _shared_tensor(pixels)
-            images = torch.stack([self._tile_image(photo, tile) for tile in tiles])
-            return images.contiguous(memory_format=torch.channels_last)
+            images = torch.empty(
+                len(tiles), 3, self.size, self.size, device=self._mean.device, memory_format=torch.channels_last
+            )
+            for image, tile in zip(images, tiles, strict=True):
+                self._draw(photo, tile, image)
+            return images
 
     def _proposals(self, head: tuple[torch.Tensor, torch.Tensor]) -> list[Proposals]:
         with self._timed("propose"):
@@ -442,17 +447,17 @@ class Network:
                 for row in range(len(boxes))
             ]
 
-    def _tile_image(self, photo: torch.Tensor, tile: Tile) -> torch.Tensor:
-        """The tile as normalised float `[3, S, S]`; beyond the photo it is zero, the mean colour."""
+    def _draw(self, photo: torch.Tensor, tile: Tile, image: torch.Tensor) -> None:
+        """Fills `image` `[3, S, S]`, in place: it is 12 MB, and each copy would cost as much as the resizing."""
         window = photo[tile.top : tile.top + tile.side, tile.left : tile.left + tile.side]
         height, width = (max(1, round(extent * tile.scale)) for extent in window.shape[:2])
-        window = window.permute(2, 0, 1)[None].to(self._placement.device)
+        window = window.permute(2, 0, 1)[None].to(image.device)
         if window.device.type != "cpu":  # only the CPU resizes uint8 with antialiasing
             window = window.float()
-        resized = functional.interpolate(window, (height, width), mode="bilinear", antialias=True)[0].float() / 255
-        image = resized.new_zeros(3, self.size, self.size)
-        image[:, :height, :width] = (resized - self._mean) / self._deviation
-        return image
+        resized = functional.interpolate(window, (height, width), mode="bilinear", antialias=True)[0]
+        torch.sub(resized, self._mean, out=image[:, :height, :width]).div_(self._deviation)
+        image[:, height:] = 0
+        image[:, :height, width:] = 0
 
 
 def _shared_tensor(pixels: PixelArray) -> torch.Tensor:
