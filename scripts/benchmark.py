@@ -312,7 +312,7 @@ def benchmark(options: EngineOptions, sections: Sequence[Section], *, repeat: in
 
         project = measure_project(options)
         print_project(project)
-        report["project"] = asdict(project) | {"share": project.share}
+        report["project"] = asdict(project) | {"share": project.share, "share_apart": project.share_apart}
     report["peak_memory"] = peak_memory_mb()
     print("peak memory: " + ", ".join(f"{name} {value:.0f}" for name, value in report["peak_memory"].items()))
     print(json.dumps(report))

@@ -423,7 +423,7 @@ def print_report(report: Report, where: str) -> None:
     if report.retries or report.duplicates_deleted:
         print(f"{report.retries} requests tried again, {report.duplicates_deleted} older or double predictions deleted")
     if report.failures:
-        print(f"{len(report.failures)} photos are broken and have no boxes:")
+        print(f"photos that are broken and have no boxes: {len(report.failures)}")
         for failure in report.failures[:FAILURES_SHOWN]:
             task = "" if failure["task"] is None else f"task {failure['task']}, "
             print(f"  {task}{failure['photo']}: {failure['reason']}")

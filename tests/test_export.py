@@ -15,12 +15,12 @@ import onnx_ir
 import onnxruntime
 import pytest
 import torch
-from safetensors.torch import save_file
+from official import NETWORKS, TINY, with_random_weights
 
 import model
 from model import Engine, EngineOptions, NotReady, Photo, Prompt, tensorrt_encoder
 from model.boxes import iou_matrix
-from model.checkpoints import BUNDLED, OFFICIAL, Checkpoint, find_checkpoint
+from model.checkpoints import BUNDLED, Checkpoint, find_checkpoint
 from model.device import Placement
 from model.encoders import ExportCard, find_encoder, open_encoder
 from model.export import (
@@ -34,14 +34,13 @@ from model.export import (
     write_encoder,
     write_model,
 )
-from model.network import PIXEL_DEVIATION, PIXEL_MEAN, FacingsModule, build_module, load_module
+from model.network import PIXEL_DEVIATION, PIXEL_MEAN, FacingsModule, load_module
 from model.training.shelves import render_shelf
 from model.types import CheckpointError, ExportError
 from scripts.export import Exported, export, summary
 
 CPU = Placement(device=torch.device("cpu"), autocast=None, encode_batch=1, decode_batch=16, reason="test")
 GPU = dataclasses.replace(CPU, device=torch.device("cuda", 0))
-TINY = "sam2.1_hiera_tiny"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,22 +85,26 @@ def nano(report: Exported) -> Case:
     return with_half(Case(checkpoint=checkpoint, module=load_module(checkpoint), folder=report.files[0].parent))
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """SAM 2.1 tiny with random weights."""
-    folder = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(1)
-    save_file(build_module(OFFICIAL[TINY].config).sam.state_dict(), folder / "tiny.safetensors")
-    checkpoint = find_checkpoint(str(folder / "tiny.safetensors"), config=OFFICIAL[TINY].config, has_gpu=False)
+def exported(name: str, folder: Path) -> Case:
+    """One of Meta's networks."""
+    checkpoint = with_random_weights(name, folder)
     case = Case(checkpoint=checkpoint, module=load_module(checkpoint), folder=folder)
     write_encoder(case.module, checkpoint, case.encoder, "fp32")
     write_decoder(case.module, checkpoint, case.decoder)
     return with_half(case)
 
 
-@pytest.fixture(scope="module", params=["nano", "tiny"])
-def case(request: pytest.FixtureRequest) -> Case:
-    found: Case = request.getfixturevalue(request.param)
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return exported(TINY, tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module", params=[BUNDLED, *NETWORKS])
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    shared = {BUNDLED: "nano", TINY: "tiny"}.get(request.param)
+    if shared is None:
+        return exported(request.param, tmp_path_factory.mktemp("official"))
+    found: Case = request.getfixturevalue(shared)
     return found
 
 
@@ -327,7 +330,7 @@ def test_an_encoder_of_other_weights_is_refused(nano: Case, tiny: Case) -> None:
     assert tiny.checkpoint.version in told
     assert nano.checkpoint.version in told
     engine = Engine(EngineOptions(checkpoint=BUNDLED, device="cpu", encoder=str(tiny.encoder)))
-    with pytest.raises(NotReady, match="it was exported from tiny-"):
+    with pytest.raises(NotReady, match=f"it was exported from {TINY}-"):
         engine.wait_ready(120)
     engine.close()
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from official import NETWORKS, with_random_weights
 
-from model.checkpoints import BUNDLED, OFFICIAL, find_checkpoint, read_weights
+from model.checkpoints import BUNDLED, find_checkpoint, read_weights
 from model.device import Placement, choose_placement
 from model.network import Network, TilePrompt, build_module, load_weights
 from model.proposer import peaks, point_grid
@@ -29,31 +29,29 @@ def photo() -> np.ndarray:
     return render_shelf(3, (1024, 1024)).photo_rgb
 
 
-@pytest.fixture(scope="module", params=[BUNDLED, "sam2.1_hiera_tiny"])
-def pair(request: pytest.FixtureRequest, photo: np.ndarray, tmp_path_factory: pytest.TempPathFactory):
-    """Our network and sam2's own predictor on the same weights (random ones where the hub would be needed)."""
+@pytest.fixture(scope="module", params=[BUNDLED, *NETWORKS])
+def compared(request: pytest.FixtureRequest, photo: np.ndarray, tmp_path_factory: pytest.TempPathFactory):
+    """Our network with the features of a photo, and sam2's own predictor that has seen it, on the same weights (random
+    ones where the hub would be needed)."""
     from sam2.sam2_image_predictor import SAM2ImagePredictor
 
     if request.param == BUNDLED:
         checkpoint = find_checkpoint(BUNDLED, config=None, has_gpu=False)
     else:
-        torch.manual_seed(1)
-        path = tmp_path_factory.mktemp("weights") / f"{request.param}.safetensors"
-        save_file(build_module(OFFICIAL[request.param].config).sam.state_dict(), path)
-        checkpoint = find_checkpoint(str(path), config=OFFICIAL[request.param].config, has_gpu=False)
+        checkpoint = with_random_weights(request.param, tmp_path_factory.mktemp("weights"))
     upstream = build_module(checkpoint.config)
     load_weights(upstream, read_weights(checkpoint.weights), checkpoint.name)
     predictor = SAM2ImagePredictor(upstream.sam.eval())
     predictor.set_image(photo)
-    return Network(checkpoint, CPU), predictor
+    network = Network(checkpoint, CPU)
+    return network, network.encode(photo, [WHOLE])[0], predictor
 
 
 @pytest.mark.parametrize("multimask", [True, False], ids=["three masks", "one mask"])
 @pytest.mark.parametrize("prompt", [CLICK, POINTS, BOX, BOX_AND_CLICK], ids=["click", "points", "box", "box and click"])
-def test_masks_and_scores_are_those_of_sam2s_own_predictor(pair, photo, prompt, multimask: bool) -> None:
-    network, predictor = pair
+def test_masks_and_scores_are_those_of_sam2s_own_predictor(compared, prompt, multimask: bool) -> None:
+    network, features, predictor = compared
     points, is_foreground, box = prompt
-    (features,) = network.encode(photo, [WHOLE])
     tile_prompt = TilePrompt(features=features, points_xy=points, is_foreground=is_foreground, box_xyxy=box)
     logits, iou = network.decode([tile_prompt], multimask=multimask)
     _, wanted_iou, wanted = predictor.predict(

@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from official import NETWORKS, with_random_weights
 
 from model import Engine, EngineOptions, Photo, Prompt, tiling
 from model.boxes import cells_inside, iou_matrix
-from model.checkpoints import BUNDLED, OFFICIAL, Checkpoint, find_checkpoint, read_weights
+from model.checkpoints import BUNDLED, Checkpoint, find_checkpoint, read_weights
 from model.dense import PointGrid, ask_grid
 from model.device import Placement
 from model.masks import choose_masks
@@ -31,17 +31,13 @@ POINTS_PER_SIDE = 6
 ROUNDING = 0.01  # of scores: a tile is resized to whole grey levels, upstream's picture to fractions of them
 
 
-@pytest.fixture(scope="module", params=["headless", "sam2.1_hiera_tiny"])
+@pytest.fixture(scope="module", params=["headless", *NETWORKS])
 def checkpoint(
     request: pytest.FixtureRequest, headless: Checkpoint, tmp_path_factory: pytest.TempPathFactory
 ) -> Checkpoint:
     if request.param == "headless":
         return headless
-    torch.manual_seed(1)
-    config = OFFICIAL[request.param].config
-    path = tmp_path_factory.mktemp("weights") / f"{request.param}.safetensors"
-    save_file(build_module(config).sam.state_dict(), path)
-    return find_checkpoint(str(path), config=config, has_gpu=False)
+    return with_random_weights(request.param, tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")
