@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from scripts.console import CommandError
+
 if TYPE_CHECKING:
     from model import Photo
 
@@ -257,14 +259,14 @@ class Run:
                 return
 
     def _read(self) -> None:
-        from backend.errors import FacingsError
-
         for job in self._to_read:
             try:
                 photo = job.load()
             except NothingToDo:
                 self._outcomes.put(Outcome(job=job))
-            except (FacingsError, OSError) as error:
+            except CommandError:  # not the photo's fault: of what gives the photos
+                raise
+            except Exception as error:
                 self._outcomes.put(Outcome(job=job, failure=reason(error)))
             else:
                 self._photos.put((job, photo))

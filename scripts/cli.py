@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scripts.console import CommandError
+from scripts.console import CommandError, OptionError
 
 if TYPE_CHECKING:
     from backend.settings import Settings
@@ -87,12 +87,12 @@ def _settings_of_project(url: str | None, api_key: str | None, **given: str | in
     """Those with Label Studio's address and a token for it, from the options or the environment."""
     known = os.environ.get("LABEL_STUDIO_URL", "").strip().rstrip("/")
     if url is not None and api_key is None and known not in ("", url.strip().rstrip("/")):
-        raise CommandError(f"--api-key: expected the token for {url!r}; LABEL_STUDIO_API_KEY belongs to {known!r}")
+        raise OptionError(f"--api-key: expected the token for {url!r}; LABEL_STUDIO_API_KEY belongs to {known!r}")
     settings = _settings(label_studio_url=url, label_studio_api_key=api_key, **given)
     for option, value in (("url", settings.label_studio_url), ("api-key", settings.label_studio_api_key)):
         if value is None:
             variable = {"url": "LABEL_STUDIO_URL", "api-key": "LABEL_STUDIO_API_KEY"}[option]
-            raise CommandError(f"--project: expected --{option} or {variable}, got neither")
+            raise OptionError(f"--project: expected --{option} or {variable}, got neither")
     return settings
 
 
@@ -100,21 +100,21 @@ def _selection(ids: str | None, view: int | None) -> Selection:
     from scripts.project import Selection
 
     if ids is not None and view is not None:
-        raise CommandError("expected --ids or --view, got both")
+        raise OptionError("expected --ids or --view, got both")
     if ids is None:
         return Selection(view=view)
     try:
         numbers = [int(part) for part in ids.split(",")]
     except ValueError:
-        raise CommandError(f"--ids: expected numbers such as 5,7,9, got {ids!r}") from None
+        raise OptionError(f"--ids: expected numbers such as 5,7,9, got {ids!r}") from None
     return Selection(ids=list(dict.fromkeys(numbers)))
 
 
 def _refuse(beside: str, given: Mapping[str, object]) -> None:
-    """Raises CommandError for the first option that was given beside one that it does not go with."""
+    """Raises OptionError for the first option that was given beside one that it does not go with."""
     for name, value in given.items():
         if value is not None and value is not False:
-            raise CommandError(f"--{name}: does not go with {beside}")
+            raise OptionError(f"--{name}: does not go with {beside}")
 
 
 @contextmanager
@@ -125,7 +125,7 @@ def _open_project(settings: Settings, number: int | None, patience_s: float) -> 
 
     url, api_key = settings.label_studio_url, settings.label_studio_api_key
     if url is None or api_key is None or number is None:
-        raise CommandError("--project: expected a number, and Label Studio's address and token")
+        raise OptionError("--project: expected a number, and Label Studio's address and token")
     with signals_as_interrupt(), Project(url, api_key, number, patience_s=patience_s) as project:
         yield project
 
@@ -270,14 +270,14 @@ def preannotate(
     from scripts.formats import Format, open_writer, require_place
 
     if (photos is None) == (project is None):
-        raise CommandError("expected either --photos or --project")
+        raise OptionError("expected either --photos or --project")
     if kind not in {*Format}:
-        raise CommandError(f"--format: expected {', '.join(Format)}, got {kind!r}")
+        raise OptionError(f"--format: expected {', '.join(Format)}, got {kind!r}")
     if report is not None:
         require_place(report, "--report")
     if photos is not None:
         if out is None:
-            raise CommandError("--photos: expected a file for the boxes in --out")
+            raise OptionError("--photos: expected a file for the boxes in --out")
         given = {"url": url, "view": view, "ids": ids, "limit": limit, "again": again, "dry-run": dry_run}
         _refuse("--photos", {**given, "only-unlabeled": only_unlabeled, "ray": ray})
         paths = command.photos_to_do(photos, out)
@@ -356,7 +356,7 @@ def tighten(
     from scripts.preannotate import Wanted, tell
 
     if source not in {*command.Source}:
-        raise CommandError(f"--from: expected {' or '.join(command.Source)}, got {source!r}")
+        raise OptionError(f"--from: expected {' or '.join(command.Source)}, got {source!r}")
     if report is not None:
         require_place(report, "--report")
     settings = _settings_of_project(url, api_key, checkpoint=checkpoint, device=device)
@@ -466,7 +466,7 @@ def train(
         return
     for labelled, folder, name in ((labels, photos, "photos"), (dev, dev_photos, "dev-photos")):
         if labelled is not None and folder is None:
-            raise CommandError(f"{str(labelled)!r}: expected the folder of its photos in --{name}")
+            raise OptionError(f"{str(labelled)!r}: expected the folder of its photos in --{name}")
     from model.checkpoints import BUNDLED_WEIGHTS
     from model.training.loop import TrainOptions
     from scripts import train as command
@@ -515,7 +515,7 @@ def export(
       ENCODER=exported facings serve
     """
     if precision not in (None, "fp32", "fp16"):
-        raise CommandError(f"--precision: expected fp32 or fp16, got {precision!r}")
+        raise OptionError(f"--precision: expected fp32 or fp16, got {precision!r}")
     settings = _settings(checkpoint=checkpoint)
     from scripts import export as command
 
@@ -575,7 +575,7 @@ def benchmark(
         names = [*names, "memory"]
     unknown = set(names) - {*command.Section}
     if unknown:
-        raise CommandError(f"--section: expected {', '.join(command.Section)}, got {sorted(unknown)[0]!r}")
+        raise OptionError(f"--section: expected {', '.join(command.Section)}, got {sorted(unknown)[0]!r}")
     sections = [command.Section(name) for name in names]
     _show_warnings()
     options = _engine_options(checkpoint, device)
@@ -603,7 +603,7 @@ def main() -> None:
             raise
         reason = f"{error.strerror}: {str(error.filename)!r}" if isinstance(error, OSError) else str(error)
         print(f"facings: {reason}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(error.exit_status if isinstance(error, CommandError) else 1)
 
 
 if __name__ == "__main__":

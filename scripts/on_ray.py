@@ -29,6 +29,7 @@ from scripts.preannotate import (
     Wanted,
     count_of,
     jobs_of,
+    load_photo,
     photo_loader,
     predicted,
     report_of,
@@ -100,9 +101,9 @@ class Worker:
         uploads = Uploads(project, assignment.version, again=assignment.wanted.again)
         ids = [int(task) for task in lot["data"]]
         wanted = replace(assignment.wanted, selection=Selection(ids=ids), limit=None)
-        jobs = jobs_of(
-            tasks_to_do(project, assignment.version, wanted, tally, on_held=uploads.verify), self._loader, project
-        )
+        tasks = tasks_to_do(project, assignment.version, wanted, tally, on_held=uploads.verify)
+        load = partial(load_photo, loader=self._loader, project=project)
+        jobs = jobs_of(tasks, load, project.label_config)
         work = partial(
             predicted,
             engine=self._engine,

@@ -36,7 +36,7 @@ BATCH, BATCH_LIMIT, BATCH_PATIENCE_S = 32, 256, 5.0
 LOAD_ATTEMPTS = 4  # Label Studio answers 500 for an upload whose file is gone
 LOAD_PAUSE_S = 1.0
 FAILURES_SHOWN = 20
-BROKEN_PHOTOS_STATUS, STOPPED_STATUS, INTERRUPTED_STATUS = 3, 4, 130
+BROKEN_PHOTOS_STATUS, INTERRUPTED_STATUS = 3, 130
 INTERRUPTED = "interrupted"
 
 
@@ -184,17 +184,26 @@ def photo_loader(settings: Settings) -> PhotoLoader:
 def tasks_to_do(
     project: Project, version: str, wanted: Wanted, tally: Tally, *, on_held: Callable[[Task], None] = lambda _: None
 ) -> Iterator[Task]:
-    """The tasks that need boxes; the others are counted. on_held: called with those that hold the version already."""
+    """The tasks that need boxes; the others are counted, and a limit is on top of them.
+
+    on_held: called with those that hold the version already.
+    """
     count = 0
+
+    def skip() -> None:
+        tally.skipped += 1
+        if wanted.limit is not None and tally.total is not None:
+            tally.total += 1
+
     for page in project.pages(wanted.selection):
         for task in page:
             if wanted.limit is not None and count >= wanted.limit:
                 return
             if wanted.only_unlabeled and task.is_labelled:
-                tally.skipped += 1
+                skip()
             elif task.holds(version) and not wanted.again:
                 on_held(task)
-                tally.skipped += 1
+                skip()
             else:
                 count += 1
                 yield task
@@ -226,16 +235,18 @@ def task_shown(task: Task, config: LabelConfig) -> str:
     address = str((task.data or {}).get(config.image_key, ""))
     if address[:5].lower() == "data:":
         return "data:…"
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # loading it will say what is wrong with it
+        return "no photo"
     name = parts.query.partition("d=")[2] if parts.path.rstrip("/").endswith("/local-files") else parts.path
     return name.rpartition("/")[2] or "no photo"
 
 
-def jobs_of(tasks: Iterable[Task], loader: PhotoLoader, project: Project) -> Iterator[Job]:
+def jobs_of(tasks: Iterable[Task], load: Callable[[Task], Photo], config: LabelConfig) -> Iterator[Job]:
     """A job for each task."""
     for number, task in enumerate(tasks):
-        load = partial(load_photo, task, loader, project)
-        yield Job(number=number, key=task.id, shown=task_shown(task, project.label_config), load=load)
+        yield Job(number=number, key=task.id, shown=task_shown(task, config), load=partial(load, task))
 
 
 def preannotate_project(
@@ -251,7 +262,8 @@ def preannotate_project(
     tally = Tally(total=count_of(project, wanted))
     uploads = Uploads(project, version, again=wanted.again)
     tasks = tasks_to_do(project, version, wanted, tally, on_held=uploads.verify)
-    jobs = jobs_of(tasks, photo_loader(settings), project)
+    load = partial(load_photo, loader=photo_loader(settings), project=project)
+    jobs = jobs_of(tasks, load, config)
     work = partial(predicted, engine=engine, config=config, score_threshold=score_threshold)
     ending = run_to_end(jobs, work, ProjectSink(uploads), tally=tally, stopping=project.stopping)
     return report_of(ending, version, project=project, deleted=uploads.deleted)
@@ -282,23 +294,23 @@ def export_project(
     score_threshold: float | None = None,
 ) -> Report:
     """The boxes of every wanted task, handed to `writer`. Nothing in the project changes."""
-    config = project.label_config
+    config, loader = project.label_config, photo_loader(settings)
     tally = Tally(total=count_of(project, wanted))
-    tasks: dict[int, Task] = {}
+    data_of: dict[int, Mapping[str, Any]] = {}  # of photos on their way through the engine
 
-    def remembered() -> Iterator[Task]:
-        for task in tasks_to_do(project, engine.version, wanted, tally):
-            tasks[task.id] = task
-            yield task
+    def load(task: Task) -> Photo:
+        photo = load_photo(task, loader, project)
+        data_of[task.id] = task.data or {}
+        return photo
 
     def work(job: Job, photo: Photo, busy: Busy) -> tuple[Boxed, int]:
         threshold = config.boxes.score_threshold if score_threshold is None else score_threshold
         with busy.work():
             found = engine.preannotate(photo, score_threshold=threshold, lane="bulk")
-        data = tasks.pop(job.key).data or {}
+        data = data_of.pop(job.key)
         return Boxed(image_id=job.key, name=job.shown, size_wh=photo.size_wh, detections=found, data=data), len(found)
 
-    jobs = jobs_of(remembered(), photo_loader(settings), project)
+    jobs = jobs_of(tasks_to_do(project, engine.version, wanted, tally), load, config)
     ending = run_to_end(jobs, work, FileSink(writer), tally=tally, stopping=project.stopping)
     return report_of(ending, engine.version, project=project)
 
@@ -405,10 +417,12 @@ def tell(report: Report, out: Path | int, file: Path | None) -> int:
 
         write_whole(file, report.as_json())
     if report.stopped is not None:
+        from scripts.project import Unavailable
+
         print(f"facings: stopped early: {report.stopped}", file=sys.stderr)
         again = "run the same command again to continue" if isinstance(out, int) else f"{where} was not written"
         print(f"facings: {again}", file=sys.stderr)
-        return INTERRUPTED_STATUS if report.stopped == INTERRUPTED else STOPPED_STATUS
+        return INTERRUPTED_STATUS if report.stopped == INTERRUPTED else Unavailable.exit_status
     return BROKEN_PHOTOS_STATUS if report.failures else 0
 
 

@@ -126,13 +126,16 @@ class Server:
 def signals_as_interrupt() -> Iterator[None]:
     """Makes a hang-up or a request to terminate end this process as Ctrl-C does: through all `with` blocks.
 
-    Ctrl-C itself is named too, because a shell's background jobs are started with it ignored.
+    Ctrl-C itself is named too, because a shell's background jobs are started with it ignored. A hang-up that is ignored
+    already stays so: that is what `nohup` is for.
     """
 
     def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt
 
-    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handled = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        handled.append(signal.SIGHUP)
     before = [signal.signal(number, interrupt) for number in handled]
     try:
         yield

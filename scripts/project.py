@@ -12,7 +12,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +42,8 @@ NOT_NOW = frozenset({408, 425, 429})
 
 class Unavailable(CommandError):
     """Label Studio was away for longer than the budget."""
+
+    exit_status = 4
 
 
 class Refused(CommandError):
@@ -131,6 +133,26 @@ class Patience:
             self._stopping.wait(pause_s)
 
 
+class RenewedAccess(httpx.Auth):
+    """Exchanges a personal token once more when Label Studio refuses what it was exchanged for.
+
+    The SDK renews that when its five minutes are over by the clock of this machine. Label Studio's may run ahead, or a
+    request may have waited there until they were over. tokens: the SDK's, once there are any.
+    """
+
+    def __init__(self) -> None:
+        self.tokens: Any = None
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response]:
+        response = yield request
+        scheme, _, refused = request.headers.get("Authorization", "").partition(" ")
+        if response.status_code == 401 and scheme == "Bearer" and self.tokens is not None:
+            if self.tokens._access_token == refused:  # else another thread has renewed it already
+                self.tokens._access_token = None
+            request.headers["Authorization"] = f"Bearer {self.tokens.api_key}"
+            yield request
+
+
 class Project:
     """A project, as the owner of a token sees it. Thread-safe. Leaving its `with` block ends its connections.
 
@@ -144,11 +166,13 @@ class Project:
         self.retries = 0
         self._patience_s = min(patience_s, FIRST_CONTACT_S)
         self.stopping = threading.Event()
+        self._access = RenewedAccess()
         self._http = httpx.Client(
             timeout=httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
             verify=tls_context(),
             trust_env=False,  # as for photos: the token goes to Label Studio and to no proxy
             follow_redirects=False,
+            auth=self._access,
         )
         try:
             facts = self._connect(api_key)
@@ -265,6 +289,7 @@ class Project:
             return LabelStudio(base_url=f"{self.url}/", api_key=api_key, httpx_client=self._http, max_retries=0)  # type: ignore[no-untyped-call]
 
         self._sdk = self._patiently("connect", connect)
+        self._access.tokens = self._sdk._client_wrapper._tokens_client
         return self._patiently(f"project {self.number}", lambda: self._sdk.projects.get(id=self.number))
 
     def _headers(self) -> dict[str, str]:
@@ -362,6 +387,8 @@ class Project:
         match error:
             case ApiError():
                 status, detail = error.status_code or 0, _detail(error.body)
+                if 200 <= status < 300:  # the page of a proxy in between, where the SDK expects JSON
+                    return Trouble(f"{where}: expected JSON, got something else")
                 if status >= 500 or status in NOT_NOW:
                     return Trouble(f"{where}: {status} {detail}".strip(), _retry_after_s(error.headers))
                 if status in (401, 403):
@@ -374,7 +401,7 @@ class Project:
             case httpx.TransportError():
                 reason = str(error) or type(error).__name__
                 return Trouble(f"{where}: {reason}")
-            case json.JSONDecodeError():  # the page of a proxy in between, where the SDK expects JSON
+            case json.JSONDecodeError():  # the same
                 return Trouble(f"{where}: expected JSON, got something else")
         return error
 

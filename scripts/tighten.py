@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,11 +22,11 @@ from scripts.preannotate import (
     Report,
     Wanted,
     count_of,
+    jobs_of,
     load_photo,
     photo_loader,
     report_of,
     run_to_end,
-    task_shown,
     tasks_to_do,
 )
 
@@ -114,27 +113,25 @@ def tighten(
     """A prediction with redrawn rectangles on every wanted task that has any. Killed, it goes on like `preannotate`."""
     from scripts.uploads import Uploads
 
-    version = version_of(engine.version, source)
+    config, version = project.label_config, version_of(engine.version, source)
     tally, movement = Tally(total=count_of(project, wanted)), Movement()
     uploads, loader = Uploads(project, version, again=wanted.again), photo_loader(settings)
-    regions: dict[int, list[Region]] = {}
+    regions: dict[int, list[Region]] = {}  # of photos on their way through the engine
 
     def load(task: Task) -> Photo:
-        regions[task.id] = regions_to_redraw(project, task, source)
-        return load_photo(task, loader, project)
-
-    def jobs() -> Iterator[Job]:
-        for number, task in enumerate(tasks_to_do(project, version, wanted, tally, on_held=uploads.verify)):
-            shown = task_shown(task, project.label_config)
-            yield Job(number=number, key=task.id, shown=shown, load=partial(load, task))
+        own = regions_to_redraw(project, task, source)
+        photo = load_photo(task, loader, project)
+        regions[task.id] = own
+        return photo
 
     def work(job: Job, photo: Photo, busy: Busy) -> tuple[bytes, int]:
         from backend.predictions import prediction_of
 
-        redrawn = redraw(engine, photo, regions.pop(job.key), movement, busy)
+        redrawn = redraw(engine, photo, regions.pop(job.key), config.image_name, movement, busy)
         return json.dumps({"task": job.key, **prediction_of(redrawn, version)}).encode(), len(redrawn)
 
-    ending = run_to_end(jobs(), work, ProjectSink(uploads), tally=tally, stopping=project.stopping, label="tighten")
+    jobs = jobs_of(tasks_to_do(project, version, wanted, tally, on_held=uploads.verify), load, config)
+    ending = run_to_end(jobs, work, ProjectSink(uploads), tally=tally, stopping=project.stopping, label="tighten")
     return report_of(ending, version, project=project, deleted=uploads.deleted), movement.summary()
 
 
@@ -149,22 +146,23 @@ def regions_to_redraw(project: Project, task: Task, source: Source) -> list[Regi
         bases = [found for found in annotations if not found.get("was_cancelled")]
     for base in reversed(bases):
         regions = base.get("result") or []
-        if any(_is_rectangle(region) for region in regions):
+        if any(_is_rectangle(region, project.label_config.image_name) for region in regions):
             return list(regions)
     raise NothingToDo
 
 
 def redraw(
-    engine: Engine, photo: Photo, regions: Sequence[Mapping[str, Any]], movement: Movement, busy: Busy
+    engine: Engine, photo: Photo, regions: Sequence[Mapping[str, Any]], image_name: str, movement: Movement, busy: Busy
 ) -> list[Region]:
-    """The regions, each rectangle tight around its object, upright, with an id of its own; others as they are.
+    """The regions, each rectangle on the photo tight around its object, upright, with an id of its own; others as they
+    are. image_name: of the photo, in the label config.
 
     A rectangle in which nothing is found stays where it was. All of a photo's are asked for together.
     """
     from backend.regions import boxes_from_regions, rectangle_value
     from model import Prompt
 
-    rectangles = [region for region in regions if _is_rectangle(region)]
+    rectangles = [region for region in regions if _is_rectangle(region, image_name)]
     old = boxes_from_regions(rectangles, photo.size_wh)
     width, height = photo.size_wh
     old = np.clip(old, 0, [width, height, width, height]).astype(np.float32)
@@ -180,7 +178,7 @@ def redraw(
     redrawn = iter(zip(new, scores, strict=True))
     result: list[Region] = []
     for region in regions:
-        if not _is_rectangle(region):
+        if not _is_rectangle(region, image_name):
             result.append({**region, "score": float(region.get("score") or 0.0)})
             continue
         box, score = next(redrawn)
@@ -209,5 +207,5 @@ def print_moved(moved: Moved) -> None:
     )
 
 
-def _is_rectangle(region: Mapping[str, Any]) -> bool:
-    return region.get("type") in RECTANGLES
+def _is_rectangle(region: Mapping[str, Any], image_name: str) -> bool:
+    return region.get("type") in RECTANGLES and region.get("to_name") == image_name

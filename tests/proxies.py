@@ -11,9 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import urlsplit
 
-# What becomes of a request: a status instead of an answer; no answer, before or after Label Studio has got it; or the
-# request sent to it twice, as when an answer was late and something in between tried again.
-Fault = Literal["429", "500", "drop", "swallow", "twice"]
+# What becomes of a request: a status instead of an answer; a page, as proxies show when they have nothing better; no
+# answer, before or after Label Studio has got it; or the request sent to it twice, as when an answer was late and
+# something in between tried again.
+Fault = Literal["429", "500", "page", "drop", "swallow", "twice"]
 
 
 class Unreliable(ThreadingHTTPServer):
@@ -55,11 +56,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _forward(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         fault = self.server.next_fault(self.command, self.path)
-        if fault in ("429", "500"):
-            self.send_response(int(fault))
+        if fault in ("429", "500", "page"):
+            content = b"<html>be right back</html>" if fault == "page" else b""
+            self.send_response(200 if fault == "page" else int(fault))
             self.send_header("Retry-After", "0")
-            self.send_header("Content-Length", "0")
+            self.send_header("Content-Length", str(len(content)))
             self.end_headers()
+            self.wfile.write(content)
             return
         if fault == "drop":
             self._hang_up()

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 from model.types import CheckpointError, Detections, Photo
 from scripts import cli
-from scripts.console import CommandError, track
+from scripts.console import CommandError, OptionError, track
 from scripts.preannotate import BROKEN_PHOTOS_STATUS
+from scripts.project import Unavailable
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("serve", "demo", "preannotate", "tighten", "evaluate", "train", "export", "benchmark")
@@ -106,7 +107,7 @@ def test_expected_failures_are_one_line_and_a_status(
     (tmp_path / "empty.json").write_text("")
     for variable in ("LABEL_STUDIO_URL", "LABEL_STUDIO_API_KEY"):
         monkeypatch.delenv(variable, raising=False)
-    assert run(monkeypatch, *(argument.format(tmp=tmp_path) for argument in arguments)) == 1
+    assert run(monkeypatch, *(argument.format(tmp=tmp_path) for argument in arguments)) in (1, 2)
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.startswith("facings: ")
@@ -118,8 +119,16 @@ def test_a_score_threshold_is_the_engines_and_so_part_of_its_version() -> None:
     assert cli._engine_options("facings-nano", "cpu", 0.25).score_threshold == 0.25
 
 
-@pytest.mark.parametrize(("error", "status"), [(CheckpointError("no weights"), 1), (CommandError("no port"), 1)])
-def test_errors_of_the_layers_below_are_told_without_a_traceback(
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (CheckpointError("no weights"), 1),
+        (CommandError("no port"), 1),
+        (OptionError("--ids: expected numbers"), 2),
+        (Unavailable("Label Studio at http://a.example: no answer"), 4),
+    ],
+)
+def test_errors_are_told_without_a_traceback_and_the_status_tells_their_kind(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, status: int
 ) -> None:
     def fail() -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
 import pytest
 
+from scripts import processes
 from scripts.console import CommandError
 from scripts.processes import LOOPBACK, Server, free_port, port_in_use, require_free_port
 
@@ -92,3 +95,17 @@ def test_a_free_port_is_not_in_use() -> None:
 
     assert not port_in_use(port)
     require_free_port(port, name="Facings", variable="PORT")
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN], ids=["in a terminal", "under nohup"])
+def test_a_hang_up_ends_a_command_unless_it_is_ignored(handler: signal.Handlers) -> None:
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        with (
+            pytest.raises(KeyboardInterrupt) if handler is signal.SIG_DFL else nullcontext(),
+            processes.signals_as_interrupt(),
+        ):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is handler
+    finally:
+        signal.signal(signal.SIGHUP, before)

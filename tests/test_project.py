@@ -112,25 +112,53 @@ def test_either_kind_of_token_will_do(studio: Studio, personal_token: str, photo
     assert held(studio.client, number) == {task: [VERSION] for task in tasks}
 
 
+def test_an_access_token_that_label_studio_no_longer_takes_is_exchanged_anew(
+    studio: Studio, personal_token: str, photo_address: str
+) -> None:
+    number, (task,) = new_project(studio.client, [photo_address])
+    with Project(studio.url, personal_token, number, patience_s=1) as project:
+        tokens = project._sdk._client_wrapper._tokens_client
+        refused = tokens.api_key.rpartition(".")[0] + ".c2lnbmVkIGJ5IG5vYm9keQ"
+        tokens._access_token = refused
+        assert project.look([task]).keys() == {task}
+        tokens._access_token = refused
+        body = {"task": task, "result": [], "score": 0.0, "model_version": VERSION}
+        assert project.post([json.dumps(body).encode()]) == 1
+
+
+def test_a_limit_is_on_top_of_what_needs_nothing(studio: Studio, photo_address: str) -> None:
+    number, tasks = new_project(studio.client, [photo_address] * 6)
+    store(studio, number, [(task, VERSION) for task in tasks[:2]])
+    tally = Tally(total=3)
+    with Project(studio.url, studio.account.token, number, patience_s=1) as project:
+        wanted = Wanted(selection=ALL, limit=3)
+        assert [task.id for task in command.tasks_to_do(project, VERSION, wanted, tally)] == tasks[2:5]
+    assert (tally.skipped, tally.total) == (2, 5)
+
+
 def test_broken_photos_are_listed_with_their_tasks_and_the_others_are_done(studio: Studio, photo_address: str) -> None:
     broken = "data:image/png;base64,bm8gcGhvdG8="
-    number, tasks = new_project(studio.client, [photo_address, broken, "/data/none.jpg", photo_address])
+    addresses = [photo_address, broken, "/data/none.jpg", "http://[shelf].jpg", photo_address]
+    number, tasks = new_project(studio.client, addresses)
 
     report = preannotate(studio, number)
 
     assert report.photos == 2
-    assert sorted(failure["task"] for failure in report.failures) == tasks[1:3]
+    assert sorted(failure["task"] for failure in report.failures) == tasks[1:4]
     reasons = {failure["task"]: failure["reason"] for failure in report.failures}
     assert "404" in reasons[tasks[2]]
-    assert held(studio.client, number) == {tasks[0]: [VERSION], tasks[1]: [], tasks[2]: [], tasks[3]: [VERSION]}
+    assert "[shelf].jpg" in reasons[tasks[3]]
+    assert [bool(versions) for versions in held(studio.client, number).values()] == [True, False, False, False, True]
 
 
 def faults_by_turns(method: str, path: str, before: int) -> Fault | None:
     """Every third request of a kind fails, each time in another way; uploads fail more often than not."""
     faults: tuple[Fault, ...] = ("500", "429", "drop", "swallow")
+    if path.startswith("/api/"):
+        faults = (*faults, "page")
     if path.endswith("/import/predictions"):
-        return ("swallow", "500", None, "drop", "429", "twice", None, None)[before % 8]  # type: ignore[return-value]
-    return faults[before // 3 % 4] if before % 3 == 2 else None
+        return ("swallow", "500", None, "page", "drop", "429", "twice", None, None)[before % 9]  # type: ignore[return-value]
+    return faults[before // 3 % len(faults)] if before % 3 == 2 else None
 
 
 def test_nothing_is_lost_and_nothing_is_twice_when_label_studio_fails_every_third_time(
@@ -141,7 +169,7 @@ def test_nothing_is_lost_and_nothing_is_twice_when_label_studio_fails_every_thir
     with unreliable(studio.url, faults_by_turns) as proxy:
         report = preannotate(studio, number, url=proxy.url)
 
-    assert set(proxy.faults) == {"429", "500", "drop", "swallow", "twice"}
+    assert set(proxy.faults) == {"429", "500", "page", "drop", "swallow", "twice"}
     assert report.failures == []
     assert report.retries > 0
     assert report.duplicates_deleted > 0

@@ -44,7 +44,7 @@ def photo() -> Photo:
 
 def redraw(regions: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], command.Moved]:
     movement = command.Movement()
-    redrawn = command.redraw(FakeEngine(), photo(), regions, movement, Busy())  # type: ignore[arg-type]
+    redrawn = command.redraw(FakeEngine(), photo(), regions, "image", movement, Busy())  # type: ignore[arg-type]
     return redrawn, movement.summary()
 
 
@@ -65,6 +65,16 @@ def test_rectangles_become_tight_and_keep_their_labels_and_everything_else_stays
     assert redrawn[1]["value"] == choice["value"]
     assert (moved.boxes, moved.unmoved) == (2, 0)
     assert 0.5 < moved.mean_iou < 0.6
+
+
+def test_rectangles_on_another_image_of_the_task_stay() -> None:
+    front, back = regions_of([(70, 15, 125, 70), (70, 15, 125, 70)])
+    back["to_name"] = "back"
+
+    redrawn, moved = redraw([front, back])
+
+    assert boxes_from_regions(redrawn, SIZE_WH).tolist() == [list(RED), [70, 15, 125, 70]]
+    assert (moved.boxes, redrawn[1]["to_name"]) == (1, "back")
 
 
 def test_a_turned_rectangle_becomes_upright() -> None:
@@ -127,7 +137,7 @@ def test_rough_boxes_on_real_shelves_come_closer_to_the_truth(nano: Engine) -> N
         known = truth.boxes_xyxy[:40]
         rough = jitter_boxes(known, truth.size_wh, np.random.default_rng(truth.image_id))
         regions = regions_of(rough, shelf.size_wh)
-        redrawn = command.redraw(nano, shelf, regions, command.Movement(), Busy())
+        redrawn = command.redraw(nano, shelf, regions, "image", command.Movement(), Busy())
         before.append(paired_iou(rough, known))
         after.append(paired_iou(boxes_from_regions(redrawn, shelf.size_wh), known))
     assert np.concatenate(after).mean() > np.concatenate(before).mean() + 0.02
