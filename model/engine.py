@@ -333,19 +333,17 @@ class Engine:
         return [known[tile] for tile in tiles]
 
     def _refine_together(self, requests: Sequence[_Refinement]) -> list[Detections | Exception]:
-        """Answers all waiting requests; their prompts share the decoder's calls. One that fails costs no other."""
+        """Answers all waiting requests; their prompts share the decoder's calls. One that fails costs no other.
+
+        Until then the features of every tile that they ask for are held, some MB each, whatever the cache keeps.
+        """
         answers: dict[int, list[Answer] | Exception] = {}
         tiled: list[tuple[int, int, TilePrompt]] = []
         for number, request in enumerate(requests):
             try:
-                own = [
-                    (number, place, self._on_tile(request.photo, prompt))
-                    for place, prompt in enumerate(request.prompts)
-                ]
+                tiled += [(number, place, prompt) for place, prompt in enumerate(self._on_tiles(request))]
             except Exception as error:
                 answers[number] = error
-            else:
-                tiled += own
         found: dict[tuple[int, int], Answer] = {}
         try:
             for group in _same_tokens(tiled):
@@ -363,16 +361,30 @@ class Engine:
                 result.append(_detections([found[number, place] for place in range(len(request.prompts))], request))
         return result
 
-    def _on_tile(self, photo: Photo, prompt: Prompt) -> TilePrompt:
-        """The prompt in the pixels of the tile that suits it, with what is known of the objects there: the proposals of
-        all tiles where the photo was pre-annotated, else those of this tile."""
-        size = self._net.size
-        if prompt.box_xyxy is not None:
-            tile = tiling.tile_for_box(prompt.box_xyxy, photo.size_wh, size)
-        else:
-            tile = tiling.tile_for_points(prompt.points_xy, photo.size_wh, size)
+    def _on_tiles(self, request: _Refinement) -> list[TilePrompt]:
+        """The prompts of a request on the tiles that suit them. A tile is encoded once, not once for each prompt, also
+        where the cache holds fewer tiles than they need."""
+        photo, size = request.photo, self._net.size
+        tiles = [
+            tiling.tile_for_points(prompt.points_xy, photo.size_wh, size)
+            if prompt.box_xyxy is None
+            else tiling.tile_for_box(prompt.box_xyxy, photo.size_wh, size)
+            for prompt in request.prompts
+        ]
+        features_of = {
+            features.tile: features
+            for batch in batches(dict.fromkeys(tiles), self._net.encode_batch)
+            for features in self._features(photo, batch)
+        }
+        return [
+            self._on_tile(photo, prompt, features_of[tile]) for prompt, tile in zip(request.prompts, tiles, strict=True)
+        ]
+
+    def _on_tile(self, photo: Photo, prompt: Prompt, features: Features) -> TilePrompt:
+        """The prompt in the pixels of the features' tile, with what is known of the objects there: the proposals of all
+        tiles where the photo was pre-annotated, else those of this tile."""
+        tile = features.tile
         box = None if prompt.box_xyxy is None else tile.to_tile(prompt.box_xyxy.reshape(2, 2)).reshape(4)
-        features = self._features(photo, [tile])[0]
         points, prior = tile.to_tile(prompt.points_xy), None
         merged = self._merged.get(photo.digest)
         proposals = merged.on(tile) if merged else features.proposals

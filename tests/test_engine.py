@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +16,7 @@ import model.network
 from model import DeadlineExceeded, Detections, Engine, EngineOptions, NotReady, Photo, Prompt
 from model.boxes import iou_matrix
 from model.masks import choose_masks
+from model.tiling import tile_for_box
 from model.training.shelves import Shelf, render_shelf
 
 
@@ -115,6 +118,33 @@ def test_a_second_click_on_a_known_photo_encodes_nothing(engine: Engine, shelf: 
     assert engine.stats().cache_misses == misses
 
 
+@pytest.mark.parametrize("kept_tiles", [0, 1], ids=["no cache", "a cache for one tile"])
+def test_many_prompts_encode_each_tile_once_however_little_the_cache_holds(
+    engine: Engine, shelf: Shelf, kept_tiles: int
+) -> None:
+    photo = Photo(pixels=np.roll(shelf.photo_rgb, 29 + kept_tiles, axis=1))
+    boxes = shelf.boxes_xyxy[:: len(shelf.boxes_xyxy) // 20][:20]
+    tiles = {tile_for_box(box, photo.size_wh, 1024) for box in boxes}
+    assert 1 < len(tiles) < len(boxes)
+    stats, seen = engine.stats(), Counter[str]()
+    tile_bytes = stats.cache_bytes * 3 // (2 * stats.cache_entries)  # some tiles have more proposals than others
+    forgetful = Engine(
+        EngineOptions(checkpoint="facings-nano", device="cpu", cache_bytes=kept_tiles * tile_bytes),
+        observe=lambda name, seconds: seen.update([name]),
+    )
+    try:
+        forgetful.wait_ready(120)
+        seen.clear()
+        answers = forgetful.refine(photo, [Prompt(box_xyxy=box) for box in boxes])
+        assert seen["encode"] == len(tiles)
+        assert forgetful.stats().cache_entries == kept_tiles
+        expected = engine.refine(photo, [Prompt(box_xyxy=box) for box in boxes])
+        assert answers.boxes_xyxy == pytest.approx(expected.boxes_xyxy, abs=1e-3)
+        assert answers.scores == pytest.approx(expected.scores, abs=1e-5)
+    finally:
+        forgetful.close()
+
+
 def test_clicks_on_a_pre_annotated_photo_know_what_all_of_its_tiles_propose(engine: Engine, shelf: Shelf) -> None:
     photo = Photo(pixels=np.roll(shelf.photo_rgb, 19, axis=1))
     prompts = [middle(box) for box in shelf.boxes_xyxy[:20]]
@@ -138,6 +168,28 @@ def test_two_annotators_on_two_photos_each_get_their_own_boxes(engine: Engine, s
         answers = {i: pool.submit(engine.refine, work[i][0], [work[i][1]]) for i in order}
         together = [answers[i].result(60).boxes_xyxy[0] for i in range(len(work))]
     assert np.array(together) == pytest.approx(np.array(alone), abs=2)  # bf16 sums in another order in a larger batch
+
+
+def test_of_two_requests_answered_together_one_that_fails_costs_the_other_nothing(photo: Photo, shelf: Shelf) -> None:
+    is_busy, may_go_on = threading.Event(), threading.Event()
+
+    def hold(name: str, _: float) -> None:
+        if name == "queue_wait_bulk":
+            is_busy.set()
+            may_go_on.wait(60)
+
+    engine = Engine(EngineOptions(checkpoint="facings-nano", device="cpu"), observe=hold)
+    click = middle(shelf.boxes_xyxy[0])
+    with ThreadPoolExecutor(3) as pool:
+        pool.submit(engine.preannotate, photo)
+        assert is_busy.wait(120)
+        broken, whole = (pool.submit(engine.refine, one, [click]) for one in (None, photo))  # type: ignore[arg-type]
+        while engine.stats().queued_interactive < 2:
+            time.sleep(0.001)
+        may_go_on.set()
+        assert len(whole.result(60)) == 1
+        assert isinstance(broken.exception(60), AttributeError)
+    engine.close()
 
 
 def test_the_weights_are_loaded_once(monkeypatch: pytest.MonkeyPatch, photo: Photo) -> None:
