@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ PARITY_BOXES = 50  # of a photo
 SIZE_BUCKETS_PX = (0, 24, 48, 96, 192, 1024)  # of a box's shorter side, in pixels of the network's input
 UPSTREAM_CONFIG = OFFICIAL["sam2.1_hiera_tiny"].config
 GENERATOR_MASKS = 150  # let through by the thresholds, as many as a shelf photo has facings
+GENERATOR_SIDE_PX = 1024  # of the photo; upstream keeps masks as large as it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +59,12 @@ class GeneratorResult:
 
     grid: what upstream asks, of the same single tile, with thresholds that let `masks` masks of each through.
     lent: what a user gets: the bundled checkpoint's proposals, redrawn, on all tiles; `boxes` of them.
-    peak_gpu_mb: of each, where there is a GPU.
+    peak_gpu_mb: what each way would take alone, by torch's count: what it holds once it is loaded, and the most that a
+    call takes beyond what all of them hold before it. Empty without a GPU.
     """
 
     config: str
+    side_px: int
     masks: int
     boxes: int
     upstream: Timing
@@ -158,7 +161,8 @@ def _in_turns(engine: Engine, upstream: Any, device: torch.device, *, config: st
 
 
 def measure_generator(device: str, *, repeat: int, config: str, points_per_side: int = 32) -> GeneratorResult:
-    """All objects of a square photo by both. The weights are random, so stability is not asked for."""
+    """All objects of a square photo by both, each warmed up before. The weights are random, so stability is not asked
+    for."""
     import torch
     from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
     from sam2.build_sam import build_sam2
@@ -168,17 +172,22 @@ def measure_generator(device: str, *, repeat: int, config: str, points_per_side:
     from model.stages import untimed
 
     placement = choose_placement(device)
-    shelf = render_shelf(4, (1024, 1024)).photo_rgb
+    tile = replace(WHOLE, side=GENERATOR_SIDE_PX)
+    shelf = render_shelf(4, (tile.side, tile.side)).photo_rgb
     photos = (Photo(pixels=np.roll(shelf, shift, axis=1)) for shift in itertools.count())
+    held_mb = [_gpu_mb(placement.device)]
     with random_weights(config) as weights:
         network = Network(find_checkpoint(str(weights), config=config, has_gpu=False), placement)
+        held_mb.append(_gpu_mb(placement.device))
         options = EngineOptions(checkpoint=str(weights), checkpoint_config=config, device=device)
         engine = Engine(options)
         engine.wait_ready()  # the file is gone after this
+        held_mb.append(_gpu_mb(placement.device))
         model = build_sam2(config, str(weights), device=str(placement.device))
+        held_mb.append(_gpu_mb(placement.device))
 
     def ask(photo: Photo, grid: PointGrid) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        (features,) = network.encode(photo.pixels, [WHOLE])
+        (features,) = network.encode(photo.pixels, [tile])
         job = ask_grid(network, features, grid, timed=untimed)
         while True:
             try:
@@ -194,10 +203,22 @@ def measure_generator(device: str, *, repeat: int, config: str, points_per_side:
         model, points_per_side=points_per_side, pred_iou_thresh=grid.min_score, stability_score_thresh=0.0
     )
 
-    def generate(photo: Photo, *, bf16: bool) -> None:
+    @contextlib.contextmanager
+    def upstream(*, bf16: bool) -> Iterator[None]:
         precision = torch.autocast(placement.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
         with torch.inference_mode(), precision:
+            yield
+
+    def generate(photo: Photo, *, bf16: bool) -> None:
+        with upstream(bf16=bf16):
             generator.generate(np.array(photo.pixels))
+
+    def warm_up(photo: Photo, *, bf16: bool) -> None:
+        """One point: a whole grid takes minutes on a CPU."""
+        with upstream(bf16=bf16):
+            generator.predictor.set_image(np.array(photo.pixels))
+            generator.predictor.predict(point_coords=np.full((1, 2), tile.side / 2), point_labels=np.ones(1, np.int32))
+            generator.predictor.reset_predictor()
 
     calls: dict[str, Callable[[Photo], object]] = {
         "upstream": lambda photo: generate(photo, bf16=False),
@@ -205,27 +226,43 @@ def measure_generator(device: str, *, repeat: int, config: str, points_per_side:
         "grid": lambda photo: ask(photo, grid),
         "lent": engine.preannotate,
     }
+    of_grid, of_engine, of_upstream = (after - before for before, after in itertools.pairwise(held_mb))
+    own_mb = {"upstream": of_upstream, "upstream_bf16": of_upstream, "grid": of_grid, "lent": of_engine}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    peaks: dict[str, float] = {}
+    beyond_mb: dict[str, list[float]] = {name: [] for name in calls}
     try:
         boxes = len(engine.preannotate(next(photos)))
+        for bf16 in (False, True):
+            warm_up(next(photos), bf16=bf16)
         for _ in range(repeat):
             photo = next(photos)
             for name, call in calls.items():
+                before_mb = _gpu_mb(placement.device)
                 if placement.device.type == "cuda":
                     torch.cuda.reset_peak_memory_stats(placement.device)
                 seconds[name].append(seconds_of(call, photo))
-                if placement.device.type == "cuda":
-                    peaks[name] = torch.cuda.max_memory_allocated(placement.device) / 2**20
+                beyond_mb[name].append(_gpu_mb(placement.device, peak=True) - before_mb)
     finally:
         engine.close()
     return GeneratorResult(
         config=config,
+        side_px=tile.side,
         masks=masks,
         boxes=boxes,
-        peak_gpu_mb=peaks,
+        peak_gpu_mb={name: own_mb[name] + max(beyond_mb[name]) for name in calls}
+        if placement.device.type == "cuda"
+        else {},
         **{name: timing(values) for name, values in seconds.items()},
     )
+
+
+def _gpu_mb(device: torch.device, *, peak: bool = False) -> float:
+    """What torch has allocated on a GPU, now or at most since the count began; 0 on a CPU."""
+    import torch
+
+    if device.type != "cuda":
+        return 0.0
+    return (torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated)(device) / 2**20
 
 
 def measure_parity(options: EngineOptions) -> ParityResult:
@@ -380,15 +417,17 @@ def print_upstream(result: UpstreamResult) -> None:
 def print_generator(result: GeneratorResult) -> None:
     """Upstream's generator in both precisions beside the engine's two ways."""
     rows = (
-        ("SAM2AutomaticMaskGenerator, float32", result.upstream),
-        ("SAM2AutomaticMaskGenerator, bf16", result.upstream_bf16),
-        ("this engine, the same grid", result.grid),
-        (f"this engine, {result.boxes} lent proposals, all tiles", result.lent),
+        ("SAM2AutomaticMaskGenerator, float32", "upstream", result.upstream),
+        ("SAM2AutomaticMaskGenerator, bf16", "upstream_bf16", result.upstream_bf16),
+        ("this engine, the same grid", "grid", result.grid),
+        (f"this engine, {result.boxes} lent proposals, all tiles", "lent", result.lent),
     )
-    print(f"{result.config}, random weights, a photo of 1 MP, {result.masks} masks: median / p95")
-    for name, measured in rows:
+    megapixels = f"{result.side_px**2 / 1e6:.1f} MP"
+    print(f"{result.config}, random weights, a photo of {megapixels}, {result.masks} masks: median / p95")
+    for title, name, measured in rows:
         faster = result.upstream.median_s / measured.median_s
-        print(f"  {name:<48} {shown(measured):>18}   {faster:.1f} times as fast")
+        peak = f"   at most {result.peak_gpu_mb[name]:.0f} MB of the GPU" if name in result.peak_gpu_mb else ""
+        print(f"  {title:<48} {shown(measured):>18}   {faster:.1f} times as fast{peak}")
 
 
 def print_parity(result: ParityResult) -> None:

@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 import itertools
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import requests
+from sam2.sam2_image_predictor import SAM2ImagePredictor
 
 from backend.label_config import parse_label_config
 from backend.prompts import prompts_from_context
 from model import EngineOptions
 from model.checkpoints import find_checkpoint
+from model.training.shelves import render_shelf
 from model.types import Detections, Photo, Prompt
 from scripts import benchmark as command
 from scripts import benchmark_floor, benchmark_http, benchmark_upstream
@@ -133,8 +137,18 @@ def test_the_photo_server_gives_ever_different_photos_and_a_broken_one() -> None
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # in sam2
-def test_upstreams_generator_and_both_ways_of_the_engine_answer_in_one_run() -> None:
-    """Four points and random weights: that all four run, not how fast."""
+def test_upstreams_generator_and_both_ways_of_the_engine_answer_in_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four points, a photo of one tile and random weights: that all four run, warmed up, not how fast."""
+    asked: list[str] = []
+    for method in ("set_image", "predict"):
+        called = getattr(SAM2ImagePredictor, method)
+        monkeypatch.setattr(
+            SAM2ImagePredictor,
+            method,
+            lambda *args, name=method, call=called, **named: asked.append(name) or call(*args, **named),
+        )
+    monkeypatch.setattr(benchmark_upstream, "GENERATOR_SIDE_PX", 512)
+    monkeypatch.setattr(benchmark_upstream, "render_shelf", partial(render_shelf, facing_px=32))
     result = benchmark_upstream.measure_generator(
         "cpu", repeat=1, config=benchmark_upstream.UPSTREAM_CONFIG, points_per_side=2
     )
@@ -142,6 +156,38 @@ def test_upstreams_generator_and_both_ways_of_the_engine_answer_in_one_run() -> 
     assert all(measured.calls == 1 and measured.median_s > 0 for measured in timings)
     assert result.masks == 6, "half of twelve"
     assert result.boxes > 0
+    assert result.side_px == 512
+    assert result.peak_gpu_mb == {}, "a CPU has no memory of its own"
+    once_in_each_precision = ["set_image", "predict"] * 2
+    assert asked == [*once_in_each_precision, "set_image", "set_image"], "generate asks no predict"
+
+
+@pytest.mark.parametrize(
+    ("peak_gpu_mb", "told"),
+    [({}, []), ({"upstream": 900.4, "upstream_bf16": 700, "grid": 500, "lent": 300}, ["900", "700", "500", "300"])],
+    ids=["a CPU", "a GPU"],
+)
+def test_the_printed_table_of_the_generator_tells_the_memory_of_a_gpu(
+    capsys: pytest.CaptureFixture[str], peak_gpu_mb: dict[str, float], told: list[str]
+) -> None:
+    second = command.timing([1.0])
+    benchmark_upstream.print_generator(
+        benchmark_upstream.GeneratorResult(
+            config="any.yaml",
+            side_px=2000,
+            masks=6,
+            boxes=7,
+            upstream=command.timing([3.0]),
+            upstream_bf16=second,
+            grid=second,
+            lent=second,
+            peak_gpu_mb=peak_gpu_mb,
+        )
+    )
+    title, *rows = capsys.readouterr().out.splitlines()
+    assert "a photo of 4.0 MP, 6 masks" in title
+    assert ["3.0 times as fast" in row for row in rows] == [False, True, True, True]
+    assert re.findall(r"at most (\d+) MB of the GPU", "\n".join(rows)) == told
 
 
 @pytest.mark.parametrize(
