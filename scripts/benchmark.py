@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,6 +27,7 @@ import numpy as np
 from backend.decoding import decode_photo
 from model import Engine, EngineOptions, Photo, Prompt
 from model.checkpoints import OFFICIAL
+from model.device import choose_placement
 from model.stages import Stage
 from model.training.shelves import render_shelf
 from scripts.console import CommandError, track
@@ -136,32 +138,46 @@ def clicks_on(photo: Photo, *, seed: int) -> Iterator[Prompt]:
 
 
 class Stages:
-    """Seconds of the engine's stages since the last `take`, as its observer."""
+    """Seconds of the engine's stages, as its observer."""
 
     def __init__(self) -> None:
         self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._finish: Callable[[], None] | None = None
 
     def observe(self, name: str, seconds: float) -> None:
+        """Called at the end of a stage, on the device thread, so that no other begins meanwhile."""
         if not name.startswith("queue"):
-            self._seconds[name] += seconds
+            self._seconds[name] += seconds + (seconds_of(self._finish) if self._finish else 0.0)
 
-    def take(self) -> dict[str, float]:
-        taken = dict(self._seconds)
+    def of(
+        self, call: Callable[[Photo], object], photo: Photo, *, finish: Callable[[], None] | None = None
+    ) -> tuple[float, dict[str, float]]:
+        """Seconds of a call, and of its stages. finish: waits, at the end of each stage, for what it queued."""
         self._seconds.clear()
-        return taken
+        self._finish = finish
+        try:
+            return seconds_of(call, photo), dict(self._seconds)
+        finally:
+            self._finish = None
 
 
-def measure_size(engine: Engine, megapixels: float, *, repeat: int, stages: Stages) -> SizeResult:
-    """Pre-annotation and clicks on `repeat` photos of one size, after one to warm up. stages: observes the engine."""
+def measure_size(
+    engine: Engine, megapixels: float, *, repeat: int, stages: Stages, finish: Callable[[], None] | None = None
+) -> SizeResult:
+    """Pre-annotation and clicks on `repeat` photos of one size, after one to warm up. stages: observes the engine.
+
+    finish: waits for a GPU, where a stage ends when its work is queued and the time would fall on a later one. The
+    stages are then those of another photo: whoever waits for each is slower than what is timed.
+    """
     photos = shelf_photos(megapixels, seed=1)
     dense, new, known, facings, split = [], [], [], 0, []
     for round_ in range(-1, repeat):
         photo, read_s = read_as_jpeg(next(photos))
         unseen = next(photos)
         clicks = clicks_on(photo, seed=round_ + 1)
-        stages.take()
-        dense_s = seconds_of(engine.preannotate, photo)
-        stages_s = {"read": read_s, **stages.take()}
+        dense_s, stages_s = stages.of(engine.preannotate, photo)
+        if finish is not None:
+            _, stages_s = stages.of(engine.preannotate, next(photos), finish=finish)
         seconds = [
             dense_s,
             seconds_of(engine.refine, photo, [next(clicks)]),
@@ -170,7 +186,7 @@ def measure_size(engine: Engine, megapixels: float, *, repeat: int, stages: Stag
         if round_ < 0:
             facings = len(engine.preannotate(photo))
             continue
-        split.append(stages_s)
+        split.append({"read": read_s, **stages_s})
         for bucket, value in zip((dense, known, new), seconds, strict=True):
             bucket.append(value)
     return SizeResult(
@@ -240,7 +256,8 @@ def without_weights(options: EngineOptions) -> Iterator[EngineOptions]:
 
 
 def peak_memory_mb() -> dict[str, float]:
-    """The most memory this process has held so far, and its GPU if one was used."""
+    """The most memory this process has held so far, and its GPU if one was used: since the generator section, which
+    counts anew, if that ran."""
     import resource
 
     import torch
@@ -253,7 +270,16 @@ def peak_memory_mb() -> dict[str, float]:
 
 
 def benchmark(options: EngineOptions, sections: Sequence[Section], *, repeat: int, requests: int) -> None:
-    """Measures the sections one after another and prints each when it is done; the last line is JSON."""
+    """Measures the sections one after another and prints each when it is done; the last line is JSON.
+
+    Raises CommandError for a device that is not there.
+    """
+    import torch
+
+    try:
+        device = choose_placement(options.device).device
+    except ValueError as error:
+        raise CommandError(str(error)) from None
     report: dict[str, Any] = {"cpus": os.cpu_count(), "machine": platform.machine()}
     if {Section.sizes, Section.lanes} & set(sections):
         stages = Stages()
@@ -264,7 +290,11 @@ def benchmark(options: EngineOptions, sections: Sequence[Section], *, repeat: in
             print(f"{engine.version} on {os.cpu_count()} cores")
             if Section.sizes in sections:
                 sizes = track(MEGAPIXELS, total=len(MEGAPIXELS), label="photo sizes")
-                results = [measure_size(engine, megapixels, repeat=repeat, stages=stages) for megapixels in sizes]
+                finish = partial(torch.cuda.synchronize, device) if device.type == "cuda" else None
+                results = [
+                    measure_size(engine, megapixels, repeat=repeat, stages=stages, finish=finish)
+                    for megapixels in sizes
+                ]
                 print_sizes(results)
                 report["sizes"] = [asdict(result) for result in results]
             if Section.lanes in sections:
