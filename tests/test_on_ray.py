@@ -1,27 +1,95 @@
-"""A project's photos on a local Ray cluster of two actors, one of which is killed."""
+"""A project's photos on Ray: by two local actors, one of which is killed, and on a cluster of two nodes."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, redirect_stderr
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from conftest import Studio
 from PIL import Image
 
+from backend.settings import Settings
+from model import Engine
 from model.training.shelves import render_shelf
+from scripts import console, on_ray
+from scripts.console import CommandError
 from scripts.demo import LABEL_CONFIG, ROOT
+from scripts.on_ray import Cluster, preannotate_on_ray
+from scripts.preannotate import Report, Wanted
+from scripts.project import Project, Selection
 
-pytest.importorskip("ray", reason="needs the extra ray")
+ray = pytest.importorskip("ray", reason="needs the extra ray")
+pytestmark = pytest.mark.filterwarnings("ignore::Warning:ray.data.context")  # of its own deprecated settings
 
 TASKS = 120
 ACTOR = "MapWorker"
+OBJECT_STORE_BYTES = 80 << 20
+Nodes = list[dict[str, float]]
+
+
+def nodes_of(*sizes: tuple[int, int]) -> Nodes:
+    """What Ray says of nodes with so many processors and GPUs: it leaves out what there is none of."""
+    return [
+        {"memory": 1e9} | {name: float(n) for name, n in zip(("CPU", "GPU"), size, strict=True) if n} for size in sizes
+    ]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "asked", "device", "share"),
+    [
+        (nodes_of((8, 0)), {}, "auto", (1, 8, 0)),
+        (nodes_of((8, 0), (4, 0)), {}, "auto", (1, 8, 0)),
+        (nodes_of((8, 0), (4, 0)), {"actors": 2}, "auto", (2, 4, 0)),
+        (nodes_of((8, 0), (3, 0)), {"actors": 3}, "auto", (3, 3, 0)),
+        (nodes_of((16, 1)), {}, "auto", (1, 16, 1)),
+        (nodes_of((16, 1)), {}, "cpu", (1, 16, 0)),
+        (nodes_of((16, 1)), {"gpus": 0}, "auto", (1, 16, 0)),
+        (nodes_of((32, 0), (16, 1), (16, 1)), {}, "auto", (2, 16, 1)),
+        (nodes_of((32, 2), (16, 1)), {}, "cuda", (3, 16, 1)),
+        (nodes_of((32, 2), (16, 1)), {"gpus": 2}, "auto", (1, 32, 2)),
+        (nodes_of((16, 1), (16, 1)), {"gpus": 0.5}, "auto", (4, 8, 0.5)),
+        (nodes_of((16, 2)), {"gpus": 0.6}, "auto", (2, 8, 0.6)),
+        (nodes_of((16, 1)), {"gpus": 0.2}, "auto", (5, 3, 0.2)),
+        (nodes_of((0, 0), (4, 0)), {}, "auto", (1, 4, 0)),
+    ],
+)
+def test_every_actor_gets_as_many_processors_of_one_node_as_leave_room_for_the_others(
+    nodes: Nodes, asked: dict[str, Any], device: str, share: tuple[int, int, float]
+) -> None:
+    found = on_ray.share_of(nodes, Cluster(address="", **asked), device=device)
+    assert (found.actors, found.cpus, found.gpus) == share
+
+
+@pytest.mark.parametrize(
+    ("nodes", "asked", "message"),
+    [
+        ([], {}, r"expected nodes that hold 1 actors of 1 CPUs and 0 GPUs at least, got room for 0: no nodes"),
+        (nodes_of((8, 0)), {"gpus": 1}, r"1 actors of 1 CPUs and 1 GPUs at least, got room for 0: 1 with 8 CPUs and 0"),
+        (nodes_of((8, 1), (8, 1)), {"gpus": 2}, r"of 1 CPUs and 2 GPUs .* got room for 0: 2 with 8 CPUs and 1 GPUs"),
+        (nodes_of((0, 1), (8, 0)), {}, r"room for 0: 1 with 0 CPUs and 1 GPUs; 1 with 8 CPUs and 0 GPUs"),
+        (nodes_of((2, 0), (1, 0)), {"actors": 4}, r"hold 4 actors .* got room for 3"),
+        (nodes_of((16, 2)), {"gpus": 1.5}, r"--gpus: expected a part of one or a whole number, got 1.5"),
+    ],
+)
+def test_what_no_node_can_hold_is_refused(nodes: Nodes, asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(CommandError, match=message):
+        on_ray.share_of(nodes, Cluster(address="", **asked), device="auto")
 
 
 def actors_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -75,3 +143,153 @@ def test_an_actor_is_killed_and_every_task_has_one_prediction(studio: Studio, tm
     assert held == dict.fromkeys(tasks, 1)
     counts = json.loads(report.read_text())
     assert counts["photos"] + counts["needed_nothing"] == TASKS
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[Cluster]:
+    """A Ray cluster of two nodes with one processor each."""
+    from ray.cluster_utils import Cluster as Nodes
+
+    size = {"num_cpus": 1, "object_store_memory": OBJECT_STORE_BYTES}
+    nodes = Nodes(initialize_head=True, head_node_args={**size, "include_dashboard": False})
+    try:
+        nodes.add_node(**size)
+        yield Cluster(address=nodes.address)
+    finally:
+        nodes.shutdown()
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A photo of a shelf."""
+    path = tmp_path_factory.mktemp("shelf") / "shelf.jpg"
+    Image.fromarray(render_shelf(2, (640, 480)).photo_rgb).save(path)
+    return path
+
+
+@contextmanager
+def served_together(photo: Path, count: int) -> Iterator[str]:
+    """Where a photo is, under any name, that is sent only when so many are asked for at the same time."""
+    together = threading.Barrier(count)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            try:
+                together.wait(timeout=15)
+            except threading.BrokenBarrierError:
+                self.send_error(404)
+                return
+            self.send_response(200)
+            self.send_header("Content-Type", "image/jpeg")
+            self.end_headers()
+            self.wfile.write(photo.read_bytes())
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def settings_of(studio: Studio) -> Settings:
+    return Settings(
+        label_studio_url=studio.url,
+        label_studio_api_key=studio.account.token,
+        checkpoint="facings-nano",
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="module")
+def version(studio: Studio) -> str:
+    """The version of the predictions."""
+    with closing(Engine(settings_of(studio).engine_options())) as engine:
+        engine.wait_ready()
+        return engine.version
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """A run by one actor on two nodes. lines: its progress; double: the task that held two of the version before."""
+
+    report: Report
+    lines: list[str]
+    held: dict[int, list[int]]
+    double: int
+    first: int
+
+
+@pytest.fixture(scope="module")
+def ran(studio: Studio, two_nodes: Cluster, shelf: Path, version: str) -> Ran:
+    """A run over a task done twice, and one for each lot, whose photo comes when all lots ask for theirs."""
+    client, lots = studio.client, on_ray.LOTS_AT_ONCE
+    number = client.create_project("two nodes", LABEL_CONFIG.read_text())
+    with served_together(shelf, lots) as address, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(console, "SECONDS_BETWEEN_LINES", 0.0)
+        tasks = client.import_tasks(number, [{"image": f"{address}/{i}.jpg"} for i in range(lots + 1)])
+        with Project(studio.url, studio.account.token, number, patience_s=20) as project:
+            body = {"task": tasks[0], "result": [], "score": 0.0, "model_version": version}
+            for _ in range(2):
+                assert project.post([json.dumps(body).encode()]) == 1
+            first, _ = project.predictions_of(tasks[0], version)
+            wanted = Wanted(selection=Selection())
+            with redirect_stderr(io.StringIO()) as told:
+                report = preannotate_on_ray(two_nodes, project, wanted, settings_of(studio), patience_s=20)
+    held = {task["id"]: [prediction["id"] for prediction in task["predictions"]] for task in client.tasks(number)}
+    return Ran(report=report, lines=told.getvalue().splitlines(), held=held, double=tasks[0], first=first)
+
+
+def test_an_actor_on_two_nodes_works_on_two_lots_at_once(ran: Ran) -> None:
+    assert (ran.report.photos, ran.report.failures, ran.report.stopped) == (2, [], None)
+    assert [len(predictions) for predictions in ran.held.values()] == [1, 1, 1]
+
+
+def test_what_a_kill_left_double_is_taken_away_and_the_first_one_stays(ran: Ran) -> None:
+    assert (ran.report.needed_nothing, ran.report.duplicates_deleted) == (1, 1)
+    assert ran.held[ran.double] == [ran.first]
+
+
+def test_progress_is_told_from_before_the_first_lot_until_after_the_last(ran: Ran) -> None:
+    assert ran.lines[0].startswith(("preannotate: 0/3, ", "preannotate: 1/3, 1 needed nothing, 0.00 photos/s"))
+    assert ran.lines[-1].startswith("preannotate: 3/3, 1 needed nothing, ")
+
+
+def test_a_cluster_that_is_busy_otherwise_is_told(
+    studio: Studio, two_nodes: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_ray, "ROOM_S", 1.0)
+    with on_ray.connected(ray, two_nodes):
+        others = [ray.remote(num_cpus=1)(threading.Event).remote() for _ in range(2)]
+        ray.get([other.is_set.remote() for other in others])
+        share = on_ray.Share(actors=1, cpus=1, gpus=0)
+        with pytest.raises(CommandError, match=r"1 CPUs and 0 GPUs free within 1 s, got 0 CPUs and 0 GPUs free"):
+            on_ray.engine_version(ray, share, settings_of(studio))
+
+
+def test_the_engine_is_busy_once_however_many_lots_have_photos_in_it(studio: Studio, shelf: Path, version: str) -> None:
+    client = studio.client
+    number = client.create_project("busy", LABEL_CONFIG.read_text())
+    tasks = client.upload(number, {f"{i}.jpg": shelf for i in range(8)})
+    assignment = on_ray.Assignment(
+        number=number,
+        settings=settings_of(studio),
+        wanted=Wanted(selection=Selection()),
+        score_threshold=None,
+        patience_s=20,
+        version=version,
+    )
+    worker = on_ray.Worker(assignment)
+    with worker._project, closing(worker._engine), ThreadPoolExecutor(on_ray.LOTS_AT_ONCE) as threads:
+        started = time.monotonic()
+        rows = list(threads.map(worker, [{"data": np.array(lot)} for lot in (tasks[:4], tasks[4:])]))
+        seconds = time.monotonic() - started
+
+    counts = np.concatenate([row["counts"] for row in rows])
+    assert counts[:, 0].tolist() == [4, 4]
+    assert 0 < counts[:, -1].sum() <= seconds
