@@ -1,13 +1,13 @@
 # make run     Label Studio and Facings, with shelf photos that are boxed already
 # make serve   Facings alone, for a Label Studio that you have
-# make test    everything, with a real Label Studio and a real Chromium
+# make test    all tests, with a real Label Studio and a real Chromium; make test-slow: SAM 2.1's larger networks
 # make setup format lint
 
 PHOTOS ?=
 PORT ?= 9090
 LS_PORT ?= 8080
 
-.PHONY: run serve setup format lint test
+.PHONY: run serve setup format lint test test-slow
 .DEFAULT_GOAL := run
 
 # A uv that scripts/find_uv.sh had to fetch lies there; whatever runs below finds it too.
@@ -36,3 +36,6 @@ lint: setup
 
 test: setup
 	.venv/bin/pytest
+
+test-slow: setup
+	.venv/bin/pytest -m slow

@@ -13,7 +13,7 @@ from model.checkpoints import OFFICIAL, Checkpoint, find_checkpoint
 from model.network import build_module
 
 TINY = "sam2.1_hiera_tiny"
-#: Parameters of a fixture. The larger ones take minutes, and are asked for by `pytest -m slow`.
+#: Parameters of a fixture. The larger ones take minutes, and are asked for by `make test-slow`.
 NETWORKS: list[Any] = [TINY, *(pytest.param(name, marks=pytest.mark.slow) for name in OFFICIAL if name != TINY)]
 
 

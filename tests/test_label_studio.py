@@ -162,7 +162,7 @@ def test_more_photos_than_fit_the_deadline_are_done_by_asking_again(
     backend = client.connect_backend(project, facings)
     started = time.monotonic()
     client.retrieve_predictions(project, tasks[:3])
-    deadline_s = max(1.0, 2 * (time.monotonic() - started))
+    deadline_s = max(1.0, 1.2 * (time.monotonic() - started))  # for three or four of the other thirteen
 
     with running_facings(servers_dir, DEADLINE_S=f"{deadline_s:.2f}") as hurried:
         client.move_backend(backend, project, hurried)
