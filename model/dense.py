@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -30,10 +30,6 @@ Work = Generator[None, None, T]
 Found = tuple[FloatArray, FloatArray]  # boxes [N, 4] with scores [N]
 
 GRID_DUPLICATE_IOU = 0.7  # SAM2AutomaticMaskGenerator's
-# Of a mask in which no more points are asked. Less sure ones hide neighbours: with 0.8 and 0.9 a fifth of the points
-# was saved and one facing in twenty lost (docs/speed.md).
-SURE_SCORE = 0.85
-SURE_STABILITY = 0.95
 CUT_MARGIN = 4.0  # tile pixels: a box this close to an inner edge of its tile is cut
 REDRAW_MARGIN = 0.15  # of a proposal's sides, by which its object may reach beyond it
 REDRAW_LEAST_IOU = 0.5  # of a redrawn box with its proposal; else the decoder took a part or a group for the object
@@ -44,20 +40,20 @@ class PointGrid:
     """How a tile is asked, with the defaults of SAM2AutomaticMaskGenerator: points along each side, and the least
     predicted IoU and stability of a mask that counts.
 
-    in_rounds: every fourth point along each side first, then every other, then the rest, without points in objects that
-    were surely found already. Upstream asks all of them.
+    sure_score, sure_stability: the same of a mask that is surely an object, in which no more points are asked; less
+    sure ones hide their neighbours (docs/speed.md says how many). Upstream asks all points: infinity.
     """
 
     points_per_side: int = 32
     min_score: float = 0.8
     min_stability: float = 0.95
-    in_rounds: bool = True
+    sure_score: float = 0.85
+    sure_stability: float = 0.95
 
     def rounds(self, size: int) -> list[FloatArray]:
-        """The points of each round `[N, 2]`, in pixels of a tile of `size`."""
+        """The points of each round `[N, 2]`, in pixels of a tile of `size`: every fourth along each side first, then
+        every other, then the rest."""
         points = point_grid(self.points_per_side, size).numpy()
-        if not self.in_rounds:
-            return [points]
         line = np.arange(self.points_per_side)
         place = np.where(line % 4 == 2, 0, np.where(line % 2 == 0, 1, 2))  # the round of each line of points
         round_of = np.maximum(place[:, None], place[None]).ravel()
@@ -171,7 +167,7 @@ def ask_grid(
     each point is answered, the masks that are sure and stable.
 
     A point is asked as a click is (see model.engine): with a proposal as its prior where the network has one for it,
-    else for three masks. Without proposals and rounds this is what SAM2AutomaticMaskGenerator would find.
+    else for three masks. Without proposals and sure objects this is what SAM2AutomaticMaskGenerator would find.
 
     at_full_resolution: reads boxes and stability from enlarged masks, as upstream does, instead of between the cells of
     the decoder's own; slower, and hardly different. timed: see model.stages.
@@ -195,11 +191,10 @@ def ask_grid(
                     stable = stability >= grid.min_stability
                     boxes.append(found[stable].cpu())
                     scores.append(iou[keep][stable].clamp(0, 1).cpu())
-                    if grid.in_rounds:
-                        areas = (found[:, 2:] - found[:, :2]).prod(1)
-                        objects = stable & surest[keep] & (areas <= SHELF_SHARE * network.size**2)
-                        objects &= (iou[keep] >= SURE_SCORE) & (stability >= SURE_STABILITY)
-                        is_found |= (logits[keep][objects] > 0).any(0).cpu().numpy()
+                    areas = (found[:, 2:] - found[:, :2]).prod(1)
+                    objects = stable & surest[keep] & (areas <= SHELF_SHARE * network.size**2)
+                    objects &= (iou[keep] >= grid.sure_score) & (stability >= grid.sure_stability)
+                    is_found |= (logits[keep][objects] > 0).any(0).cpu().numpy()
                 yield
     return torch.cat([torch.zeros(0, 4), *boxes]).numpy(), torch.cat([torch.zeros(0), *scores]).numpy()
 
@@ -233,6 +228,15 @@ def _whole_ones(found: Found, tile: Tile, photo: Photo) -> Found:
 
 def _joined(found: Sequence[Found]) -> Found:
     return np.concatenate([boxes for boxes, _ in found]), np.concatenate([scores for _, scores in found])
+
+
+def result_of(work: Work[T]) -> T:
+    """What the work returns, done without a break."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return cast(T, end.value)
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

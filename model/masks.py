@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from model import boxes as geometry
@@ -93,17 +94,18 @@ def _box_of_prompt(prompt: TilePrompt) -> FloatArray:
 
 
 def _mask_in_photo(plane: FloatArray, box: FloatArray, tile: Tile) -> Mask:
-    """The mask `plane > 0` at the photo's resolution, enlarged bilinearly inside its box only."""
+    """The mask `plane > 0` at the photo's resolution, enlarged bilinearly inside its box only.
+
+    Exactly so: cv2.warpAffine and its kin round places to a 32nd of a cell, half a pixel of a large photo.
+    """
     left, top = np.floor(box[:2]).astype(int)
     right, bottom = np.maximum(np.ceil(box[2:]).astype(int), (left + 1, top + 1))
-    cells_per_pixel = tile.scale / MASK_STRIDE
-    shift = [(origin + 0.5 - start) * cells_per_pixel - 0.5 for origin, start in ((left, tile.left), (top, tile.top))]
-    to_cell = np.array([[cells_per_pixel, 0, shift[0]], [0, cells_per_pixel, shift[1]]], np.float32)
-    enlarged = cv2.warpAffine(
-        plane.astype(np.float32),
-        to_cell,
-        (int(right - left), int(bottom - top)),
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
-    return Mask(bitmap=np.asarray(enlarged > 0), left=int(left), top=int(top))
+    down = _interpolation(np.arange(top, bottom) - tile.top, plane.shape[0], tile)
+    across = _interpolation(np.arange(left, right) - tile.left, plane.shape[1], tile)
+    return Mask(bitmap=np.asarray(down @ plane.astype(np.float32) @ across.T > 0), left=int(left), top=int(top))
+
+
+def _interpolation(pixels: npt.NDArray[np.int64], cells: int, tile: Tile) -> FloatArray:
+    """Weight of each of a line's `cells` in the value of each pixel, `[N, cells]`; the outermost reach to the edge."""
+    places = ((pixels + 0.5) * tile.scale / MASK_STRIDE - 0.5).clip(0, cells - 1)
+    return np.asarray(np.maximum(1 - np.abs(places[:, None] - np.arange(cells)), 0), np.float32)

@@ -1,8 +1,9 @@
 """How fast the engine answers, what else it costs, and how it stands beside upstream sam2.
 
 Knows the engine and the shelf renderer. Measuring returns values; printing is apart. Figures through HTTP are made in
-`benchmark_http`, those beside sam2's own predictor and generator in `benchmark_upstream`, what is possible at all in
-`benchmark_floor`, those of a whole Label Studio project in `benchmark_project`.
+`benchmark_http`, those beside sam2's own predictor and generator in `benchmark_upstream`, how alike the boxes of both
+are in `benchmark_parity`, what is possible at all in `benchmark_floor`, those of a whole Label Studio project in
+`benchmark_project`.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ import platform
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 
@@ -32,11 +33,14 @@ from model.stages import Stage
 from model.training.shelves import render_shelf
 from scripts.console import CommandError, track
 
-MEGAPIXELS = (2, 8, 16)
+MEGAPIXELS = (2.0, 8.0, 16.0)
 STAGES = ("read", *get_args(Stage))
 BULK_PHOTOS = 40
 IDLE_CLICKS = 40
 SECONDS_BETWEEN_CLICKS = 0.1
+
+
+Result = TypeVar("Result")
 
 
 class Section(StrEnum):
@@ -269,8 +273,17 @@ def peak_memory_mb() -> dict[str, float]:
     return {name: round(value, 1) for name, value in peak.items()}
 
 
-def benchmark(options: EngineOptions, sections: Sequence[Section], *, repeat: int, requests: int) -> None:
+def benchmark(
+    options: EngineOptions,
+    sections: Sequence[Section],
+    *,
+    repeat: int,
+    requests: int,
+    megapixels: Sequence[float] = MEGAPIXELS,
+) -> None:
     """Measures the sections one after another and prints each when it is done; the last line is JSON.
+
+    megapixels: of the photos, in sections that tell sizes apart.
 
     Raises CommandError for a device that is not there.
     """
@@ -289,12 +302,9 @@ def benchmark(options: EngineOptions, sections: Sequence[Section], *, repeat: in
             report["version"] = engine.version
             print(f"{engine.version} on {os.cpu_count()} cores")
             if Section.sizes in sections:
-                sizes = track(MEGAPIXELS, total=len(MEGAPIXELS), label="photo sizes")
+                sizes = track(megapixels, total=len(megapixels), label="photo sizes")
                 finish = partial(torch.cuda.synchronize, device) if device.type == "cuda" else None
-                results = [
-                    measure_size(engine, megapixels, repeat=repeat, stages=stages, finish=finish)
-                    for megapixels in sizes
-                ]
+                results = [measure_size(engine, size, repeat=repeat, stages=stages, finish=finish) for size in sizes]
                 print_sizes(results)
                 report["sizes"] = [asdict(result) for result in results]
             if Section.lanes in sections:
@@ -315,22 +325,20 @@ def benchmark(options: EngineOptions, sections: Sequence[Section], *, repeat: in
         memory = measure_memory(options, count=requests)
         print_memory(memory)
         report["memory"] = asdict(memory) | {"growth": memory.growth}
-    if {Section.upstream, Section.generator, Section.parity} & set(sections):
+    if {Section.upstream, Section.generator} & set(sections):
         from scripts import benchmark_upstream as beside
 
-        config = beside.compared_config(options)
+        network = {"config": beside.compared_config(options), "megapixels": megapixels}
         if Section.upstream in sections:
-            upstream = beside.measure_upstream(options.device, repeat=repeat, config=config)
-            beside.print_upstream(upstream)
-            report["upstream"] = asdict(upstream)
+            clicks = beside.measure_upstream(options.device, repeat=repeat, **network)
+            report["upstream"] = _told(clicks, beside.print_upstream)
         if Section.generator in sections:
-            generator = beside.measure_generator(options.device, repeat=max(1, repeat // 5), config=config)
-            beside.print_generator(generator)
-            report["generator"] = asdict(generator)
-        if Section.parity in sections:
-            parity = beside.measure_parity(options)
-            beside.print_parity(parity)
-            report["parity"] = asdict(parity)
+            grids = beside.measure_generator(options.device, repeat=max(1, repeat // 5), **network)
+            report["generator"] = _told(grids, beside.print_generator)
+    if Section.parity in sections:
+        from scripts.benchmark_parity import measure_parity, print_parity
+
+        report["parity"] = _told(measure_parity(options, megapixels=megapixels), print_parity)
     if Section.floor in sections:
         from scripts.benchmark_floor import measure_floor, print_floor
 
@@ -348,6 +356,15 @@ def benchmark(options: EngineOptions, sections: Sequence[Section], *, repeat: in
     print(json.dumps(report))
 
 
+def _told(results: Iterable[Result], tell: Callable[[Result], None]) -> list[dict[str, Any]]:
+    """The results for the report; each is printed when it is there."""
+    answers = []
+    for result in results:
+        tell(result)
+        answers.append(asdict(result))  # type: ignore[call-overload]
+    return answers
+
+
 def print_sizes(results: Sequence[SizeResult]) -> None:
     """A line for each size of photo."""
     print("median / p95")
@@ -356,10 +373,10 @@ def print_sizes(results: Sequence[SizeResult]) -> None:
         columns = " ".join(
             f"{shown(measured):>18}" for measured in (result.preannotate, result.click_new, result.click_known)
         )
-        print(f"{result.megapixels:>4} MP {result.facings:>8} {columns}")
+        print(f"{result.megapixels:>4g} MP {result.facings:>8} {columns}")
     for result in results:
         split = ", ".join(f"{name} {1000 * seconds:.0f}" for name, seconds in result.stages_s.items())
-        print(f"{result.megapixels:>4} MP, read and preannotate in ms: {split}")
+        print(f"{result.megapixels:>4g} MP, read and preannotate in ms: {split}")
 
 
 def print_lanes(where: str, result: LanesResult) -> None:

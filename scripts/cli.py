@@ -378,6 +378,13 @@ def evaluate(
     ] = None,
     prompts: Annotated[bool, typer.Option("--prompts", help="Also measure clicks and rough boxes.")] = False,
     sweep: Annotated[bool, typer.Option("--sweep", help="Also count corrections at many score thresholds.")] = False,
+    pruning: Annotated[
+        bool,
+        typer.Option(
+            "--pruning",
+            help="Instead, measure what PROPOSALS=grid loses by leaving out points; a minute a photo on a CPU.",
+        ),
+    ] = False,
     score_threshold: ThresholdOption = None,
     checkpoint: CheckpointOption = None,
     device: DeviceOption = None,
@@ -397,6 +404,12 @@ def evaluate(
     from scripts.labels import read_truth
 
     truths = read_truth(coco, photos, limit=limit)
+    if pruning:
+        from scripts.evaluate_pruning import measure_pruning, print_pruning
+
+        _refuse("--pruning", {"prompts": prompts, "sweep": sweep, "score-threshold": score_threshold})
+        print_pruning(measure_pruning(_engine_options(checkpoint, device), photos, truths))
+        return
     with _open_engine(_engine_options(checkpoint, device)) as engine:
         evaluation = command.evaluate(
             engine, photos, truths, score_threshold=score_threshold, prompts=prompts, sweep=sweep
@@ -537,16 +550,25 @@ def benchmark(
         typer.Option(
             help="sizes: seconds by size of photo. lanes: clicks while bulk work runs, in the engine. http: the same "
             "through HTTP. memory: resident memory over many requests. upstream: sam2's own predictor on the same "
-            "weights. generator: sam2's own mask generator on the same weights, minutes on a CPU. parity: how alike "
-            "boxes are, and in each precision. floor: the least time that the arithmetic and the bytes take here. "
-            "project: a whole Label Studio project beside the bare engine. Repeatable; sizes, lanes, http and upstream "
-            "by default.",
+            "weights. generator: sam2's own mask generator on the same weights, minutes a photo on a CPU. parity: "
+            "how alike boxes are, and in each precision. floor: the least time that the arithmetic and the bytes "
+            "take here. project: a whole Label Studio project beside the bare engine. Repeatable; sizes, lanes, "
+            "http and upstream by default.",
             show_default=False,
         ),
     ] = None,
     repeat: Annotated[int, typer.Option(min=1, help="Measured rounds, after one to warm up.")] = 5,
     requests: Annotated[
         int | None, typer.Option(min=200, help="Measure memory over this many requests.", show_default=False)
+    ] = None,
+    megapixels: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0.1,
+            help="Of the photos of sizes, upstream, generator and parity; repeatable, 2, 8 and 16 by default. At 16, "
+            "upstream's generator takes 13 GB.",
+            show_default=False,
+        ),
     ] = None,
     random_weights: Annotated[
         bool,
@@ -565,7 +587,7 @@ def benchmark(
       facings benchmark
       facings benchmark --section sizes --section lanes --repeat 10
       facings benchmark --section memory --requests 2000
-      facings benchmark --section generator --checkpoint sam2.1_hiera_large
+      facings benchmark --section generator --checkpoint sam2.1_hiera_large --megapixels 2 --repeat 1
       facings benchmark --section sizes --section floor --checkpoint sam2.1_hiera_large --random-weights
     """
     from scripts import benchmark as command
@@ -580,7 +602,13 @@ def benchmark(
     _show_warnings()
     options = _engine_options(checkpoint, device)
     with command.without_weights(options) if random_weights else nullcontext(options) as measured:
-        command.benchmark(measured, sections, repeat=repeat, requests=requests or 2000)
+        command.benchmark(
+            measured,
+            sections,
+            repeat=repeat,
+            requests=requests or 2000,
+            megapixels=megapixels or command.MEGAPIXELS,
+        )
 
 
 def _is_expected(error: Exception) -> bool:

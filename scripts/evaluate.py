@@ -11,7 +11,7 @@ import contextlib
 import io
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -229,6 +229,20 @@ def measure_prompts(engine: Engine, photo: Photo, truth: Truth, *, seed: int = 0
     return np.stack([paired_iou(boxes, truth.boxes_xyxy) for boxes in answers], axis=1)
 
 
+def photos_with(truths: Sequence[Truth], photos_dir: Path) -> Iterator[tuple[Truth, Photo]]:
+    """Each with its photo, with a line that shows how far it is. Raises CommandError for a photo that is missing,
+    broken or of another size."""
+    from scripts.photos import read_ahead
+
+    outcomes = zip(truths, read_ahead(photos_dir / truth.file_name for truth in truths), strict=True)
+    for truth, (path, photo) in track(outcomes, total=len(truths), label="evaluate"):
+        if isinstance(photo, Exception):
+            raise CommandError(f"{str(path)!r}: {photo}") from photo
+        if photo.size_wh != truth.size_wh:
+            raise CommandError(f"{str(path)!r}: expected {truth.size_wh} as the COCO file says, got {photo.size_wh}")
+        yield truth, photo
+
+
 def evaluate(
     engine: Engine,
     photos_dir: Path,
@@ -240,19 +254,12 @@ def evaluate(
 ) -> Evaluation:
     """Every photo twice: timed at the threshold in force, as a user gets it; then with the doubtful boxes for AP.
 
-    score_threshold: None takes the engine's. Raises CommandError when a photo is missing, broken or of another size.
+    score_threshold: None takes the engine's. Raises CommandError as `photos_with` does.
     """
-    from scripts.photos import read_ahead
-
     if score_threshold is None:
         score_threshold = engine.score_threshold
     handed_out, candidates, seconds, prompt_ious = [], [], [], []
-    outcomes = zip(truths, read_ahead(photos_dir / truth.file_name for truth in truths), strict=True)
-    for truth, (path, photo) in track(outcomes, total=len(truths), label="evaluate"):
-        if isinstance(photo, Exception):
-            raise CommandError(f"{str(path)!r}: {photo}") from photo
-        if photo.size_wh != truth.size_wh:
-            raise CommandError(f"{str(path)!r}: expected {truth.size_wh} as the COCO file says, got {photo.size_wh}")
+    for truth, photo in photos_with(truths, photos_dir):
         started = time.perf_counter()
         handed_out.append(engine.preannotate(photo, score_threshold=score_threshold))
         seconds.append(time.perf_counter() - started)

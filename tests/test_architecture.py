@@ -14,8 +14,13 @@ PACKAGES = ("model", "backend", "scripts")
 LABEL_STUDIO = {"label_studio", "label_studio_ml", "label_studio_sdk", "label_studio_tools"}
 HTTP = {"flask", "gunicorn", "http", "httpx", "prometheus_client", "requests", "urllib3", "werkzeug"}
 
-# The one comparison with upstream's own predictor lives in the benchmark.
-IMPORTERS_OF_SAM2 = {"model/network.py", "model/checkpoints.py", "scripts/benchmark_upstream.py"}
+# Comparisons with upstream's own predictor and generator live in the benchmark.
+IMPORTERS_OF_SAM2 = {
+    "model/network.py",
+    "model/checkpoints.py",
+    "scripts/benchmark_parity.py",
+    "scripts/benchmark_upstream.py",
+}
 
 
 def sources(package: str) -> list[Path]:

@@ -5,7 +5,6 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,10 @@ from backend.label_config import parse_label_config
 from backend.prompts import prompts_from_context
 from model import EngineOptions
 from model.checkpoints import find_checkpoint
-from model.training.shelves import render_shelf
+from model.tiling import Tile
 from model.types import Detections, Photo, Prompt
 from scripts import benchmark as command
-from scripts import benchmark_floor, benchmark_http, benchmark_upstream
+from scripts import benchmark_floor, benchmark_http, benchmark_parity, benchmark_upstream
 from scripts.console import CommandError
 
 
@@ -172,47 +171,50 @@ def test_upstreams_generator_and_both_ways_of_the_engine_answer_in_one_run(monke
             method,
             lambda *args, name=method, call=called, **named: asked.append(name) or call(*args, **named),
         )
-    monkeypatch.setattr(benchmark_upstream, "GENERATOR_SIDE_PX", 512)
-    monkeypatch.setattr(benchmark_upstream, "render_shelf", partial(render_shelf, facing_px=32))
-    result = benchmark_upstream.measure_generator(
-        "cpu", repeat=1, config=benchmark_upstream.UPSTREAM_CONFIG, points_per_side=2
+    (result,) = benchmark_upstream.measure_generator(
+        "cpu", repeat=1, config=benchmark_upstream.UPSTREAM_CONFIG, megapixels=[0.25], points_per_side=2
     )
     timings = (result.upstream, result.upstream_bf16, result.grid, result.lent)
     assert all(measured.calls == 1 and measured.median_s > 0 for measured in timings)
     assert result.masks == 6, "half of twelve"
     assert result.boxes > 0
-    assert result.side_px == 512
-    assert result.peak_gpu_mb == {}, "a CPU has no memory of its own"
+    assert result.megapixels == 0.25
+    assert list(result.peak_mb) == ["upstream", "upstream_bf16", "grid", "lent"]
+    assert all(100 < peak < 8000 for peak in result.peak_mb.values())
     warm_up, timed = ["set_image", "predict"], ["set_image"]  # the generator passes by the public predict
     assert asked == [*warm_up, *warm_up, *timed, *timed]
 
 
-@pytest.mark.parametrize(
-    ("peak_gpu_mb", "told"),
-    [({}, []), ({"upstream": 900.4, "upstream_bf16": 700, "grid": 500, "lent": 300}, ["900", "700", "500", "300"])],
-    ids=["a CPU", "a GPU"],
-)
-def test_the_printed_table_of_the_generator_tells_the_memory_of_a_gpu(
-    capsys: pytest.CaptureFixture[str], peak_gpu_mb: dict[str, float], told: list[str]
-) -> None:
+def test_the_memory_of_a_call_is_the_most_that_it_took_at_once_beyond_what_was_there() -> None:
+    kept = np.ones(50 << 20, np.uint8)
+    with benchmark_upstream._peak_beyond_mb(torch.device("cpu")) as peaks:
+        for _ in range(2):
+            taken = np.ones(200 << 20, np.uint8)
+            time.sleep(0.1)
+            del taken
+    assert peaks == [pytest.approx(200, rel=0.1)]
+    assert kept.any()
+
+
+def test_the_printed_table_of_the_generator_tells_size_speed_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
     second = command.timing([1.0])
     benchmark_upstream.print_generator(
         benchmark_upstream.GeneratorResult(
             config="any.yaml",
-            side_px=2000,
+            megapixels=4.0,
             masks=6,
             boxes=7,
             upstream=command.timing([3.0]),
             upstream_bf16=second,
             grid=second,
             lent=second,
-            peak_gpu_mb=peak_gpu_mb,
+            peak_mb={"upstream": 900.4, "upstream_bf16": 700, "grid": 500, "lent": 300},
         )
     )
     title, *rows = capsys.readouterr().out.splitlines()
-    assert "a photo of 4.0 MP, 6 masks" in title
+    assert "a photo of 4 MP, 6 masks" in title
     assert ["3.0 times as fast" in row for row in rows] == [False, True, True, True]
-    assert re.findall(r"at most (\d+) MB of the GPU", "\n".join(rows)) == told
+    assert re.findall(r"at most (\d+) MB", "\n".join(rows)) == ["900", "700", "500", "300"]
 
 
 @pytest.mark.parametrize(
@@ -220,16 +222,35 @@ def test_the_printed_table_of_the_generator_tells_the_memory_of_a_gpu(
     [
         ([], [], []),
         ([[0, 0, 10, 10]], [[0, 0, 0, 0]], []),
-        ([[0, 0, 10, 10], [0, 0, 30, 60]], [[0, 0, 10, 20], [0, 0, 30, 60]], [(0, 1, 0.5), (24, 1, 1.0), (0, 2, 0.75)]),
+        ([[0, 0, 10, 10], [0, 0, 30, 60]], [[0, 0, 10, 20], [0, 0, 30, 60]], [(0, 1, 0.5), (48, 1, 1.0), (0, 2, 0.75)]),
     ],
     ids=["nothing", "upstream found nothing", "a half and a whole"],
 )
-def test_likeness_is_told_by_size_and_of_all_sizes_last(
+def test_likeness_is_told_by_size_in_the_networks_input_and_of_all_sizes_last(
     boxes: list[list[float]], wanted: list[list[float]], lines: list[tuple[int, int, float]]
 ) -> None:
     shape = np.array(boxes, np.float32).reshape(-1, 4), np.array(wanted, np.float32).reshape(-1, 4)
-    found = benchmark_upstream.likeness(*shape)
+    tile = Tile(left=0, top=0, side=512, size=1024, level=0)
+    found = benchmark_parity.likeness(*shape, tile)
     assert [(one.least_px, one.count, one.median) for one in found] == lines
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # in sam2
+def test_boxes_are_compared_with_upstreams_on_photos_of_each_size(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(benchmark_parity, "FACINGS_PX", (80.0,))
+    monkeypatch.setattr(benchmark_parity, "BOXES", 12)
+    options = EngineOptions(checkpoint="facings-nano", device="cpu")
+    smaller, larger = benchmark_parity.measure_parity(options, megapixels=[0.5, 2])
+    for result in (smaller, larger):
+        assert result.full_resolution[-1].count == 12
+        assert result.full_resolution[-1].share_099 >= 0.99
+        assert result.precisions["bfloat16"][-1].median >= 0.99
+    assert smaller.fast[-1].median < larger.fast[-1].median, "upstream's pixels are smaller then"
+    assert larger.fast[-1].median >= 0.98
+    benchmark_parity.print_parity(larger)
+    assert "square photos of 2 MP" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

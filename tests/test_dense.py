@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from model import Engine, EngineOptions, Photo, Prompt
 from model.boxes import iou_matrix
 from model.checkpoints import Checkpoint, find_checkpoint
-from model.dense import PointGrid, ask_grid
+from model.dense import PointGrid, ask_grid, result_of
 from model.device import Placement
 from model.network import Network
 from model.proposer import point_grid
@@ -34,15 +35,6 @@ def engine_of(checkpoint: Checkpoint, **options: object) -> Engine:
             **options,  # type: ignore[arg-type]
         )
     )
-
-
-def finished(job: Iterator[None]) -> object:
-    """What a job returns in the end."""
-    while True:
-        try:
-            next(job)
-        except StopIteration as end:
-            return end.value
 
 
 @pytest.fixture(scope="module")
@@ -111,16 +103,13 @@ def test_where_nothing_is_proposed_the_grid_is_asked(
 @pytest.mark.parametrize("points_per_side", [1, 2, 6, 32])
 def test_the_rounds_of_a_grid_ask_each_of_its_points_once(points_per_side: int) -> None:
     rounds = PointGrid(points_per_side=points_per_side).rounds(1024)
-    (all_at_once,) = PointGrid(points_per_side=points_per_side, in_rounds=False).rounds(1024)
-    assert sorted(np.concatenate(rounds).tolist()) == sorted(all_at_once.tolist())
+    assert sorted(np.concatenate(rounds).tolist()) == sorted(point_grid(points_per_side, 1024).tolist())
 
 
 def test_points_in_objects_that_are_surely_found_are_not_asked_again(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of what the bundled checkpoint answers to points, hardly anything is as sure as the engine wants it."""
-    monkeypatch.setattr("model.dense.SURE_SCORE", 0.6)
-    monkeypatch.setattr("model.dense.SURE_STABILITY", 0.7)
     network = Network(find_checkpoint("facings-nano", config=None, has_gpu=False), CPU)
     (features,) = network.encode(shelf.photo_rgb, [Tile(left=0, top=0, side=600, size=1024, level=1)])
     decode, asked = network.decode, []
@@ -128,9 +117,9 @@ def test_points_in_objects_that_are_surely_found_are_not_asked_again(
         network, "decode", lambda prompts, multimask: asked.extend(prompts) or decode(prompts, multimask=multimask)
     )
     boxes = {}
-    for in_rounds in (False, True):
-        grid = PointGrid(points_per_side=8, min_score=0.6, min_stability=0.7, in_rounds=in_rounds)
+    for sure_score in (math.inf, 0.6):
+        grid = PointGrid(points_per_side=8, min_score=0.6, min_stability=0.7, sure_score=sure_score, sure_stability=0.7)
         asked.clear()
-        boxes[in_rounds], _ = finished(ask_grid(network, features, grid, timed=untimed))
-        assert (len(asked) < 64) is in_rounds
-    assert (iou_matrix(boxes[False], boxes[True]).max(1) > 0.5).mean() > 0.8
+        boxes[sure_score], _ = result_of(ask_grid(network, features, grid, timed=untimed))
+        assert (len(asked) < 64) is (sure_score == 0.6)
+    assert (iou_matrix(boxes[math.inf], boxes[0.6]).max(1) > 0.5).mean() > 0.8

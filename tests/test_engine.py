@@ -10,12 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import torch
 
 import model.network
 from model import DeadlineExceeded, Detections, Engine, EngineOptions, NotReady, Photo, Prompt
 from model.boxes import iou_matrix
-from model.masks import choose_masks
 from model.tiling import tile_for_box
 from model.training.shelves import Shelf, render_shelf
 
@@ -263,25 +261,6 @@ def test_photos_of_any_shape_are_answered(engine: Engine, size_wh: tuple[int, in
     assert len(answers) == 2
     assert (answers.boxes_xyxy >= 0).all()
     assert (answers.boxes_xyxy <= np.array(size_wh * 2)).all()
-
-
-SIZE = 1000
-
-
-@pytest.mark.parametrize(
-    ("sides", "iou", "chosen"),
-    [
-        ([50, 100, 900], [0.9, 0.85, 0.95], 1),
-        ([50, 100, 200], [0.9, 0.7, 0.6], 0),
-        ([0, 100, 0], [0.9, 0.3, 0.9], 1),
-        ([700, 800, 900], [0.9, 0.5, 0.4], 0),
-        ([80], [0.1], 0),
-    ],
-    ids=["the unit, not its label, nor the shelf", "a much surer part", "empty masks", "all too large", "only one"],
-)
-def test_of_three_masks_the_facing_is_chosen(sides: list[float], iou: list[float], chosen: int) -> None:
-    boxes = torch.tensor([[[0.0, 0.0, side, side] for side in sides]])
-    assert choose_masks(boxes, torch.tensor([iou]), SIZE).tolist() == [chosen]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ weights: the bundled ones without what this project adds to SAM 2, and random on
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,7 +16,7 @@ from official import NETWORKS, with_random_weights
 from model import Engine, EngineOptions, Photo, Prompt, tiling
 from model.boxes import cells_inside, iou_matrix
 from model.checkpoints import BUNDLED, Checkpoint, find_checkpoint, read_weights
-from model.dense import PointGrid, ask_grid
+from model.dense import PointGrid, ask_grid, result_of
 from model.device import Placement
 from model.masks import choose_masks
 from model.network import Network, build_module, load_weights
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated
 
 CPU = Placement(device=torch.device("cpu"), autocast=None, encode_batch=1, decode_batch=16, reason="test")
 POINTS_PER_SIDE = 6
-ROUNDING = 0.01  # of scores: a tile is resized to whole grey levels, upstream's picture to fractions of them
+ROUNDING = 0.001  # of scores
 
 
 @pytest.fixture(scope="module", params=["headless", *NETWORKS])
@@ -77,17 +78,11 @@ def test_the_grid_gives_what_sam2s_own_generator_gives(
     network = Network(checkpoint, CPU)
     photo, wanted_boxes, wanted_scores = generated
     grid = PointGrid(
-        points_per_side=POINTS_PER_SIDE, min_score=thresholds[0], min_stability=thresholds[1], in_rounds=False
+        points_per_side=POINTS_PER_SIDE, min_score=thresholds[0], min_stability=thresholds[1], sure_score=math.inf
     )
     tile = Tile(left=0, top=0, side=768, size=1024, level=0)
     (features,) = network.encode(photo, [tile])
-    job = ask_grid(network, features, grid, timed=untimed, at_full_resolution=at_full_resolution)
-    while True:
-        try:
-            next(job)
-        except StopIteration as end:
-            boxes, scores = end.value
-            break
+    boxes, scores = result_of(ask_grid(network, features, grid, timed=untimed, at_full_resolution=at_full_resolution))
     boxes = tile.to_photo(boxes)
     assert len(wanted_boxes) >= POINTS_PER_SIDE**2
     overlap = iou_matrix(wanted_boxes, boxes).max(1)
