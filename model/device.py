@@ -43,17 +43,8 @@ def choose_placement(requested: str) -> Placement:
     if device.type == "cuda":
         if not has_gpu() or (device.index or 0) >= torch.cuda.device_count():
             raise ValueError(f"device: {requested!r} was asked for; torch sees {torch.cuda.device_count()} GPUs")
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return Placement(
-                device=device,
-                autocast=torch.bfloat16,
-                encode_batch=16,
-                decode_batch=64,
-                reason="the GPU computes in bf16",
-            )
-        return Placement(
-            device=device, autocast=None, encode_batch=16, decode_batch=64, reason="the GPU has no bf16: fp32"
-        )
+        dtype, reason = _gpu_precision(device)
+        return Placement(device=device, autocast=dtype, encode_batch=16, decode_batch=64, reason=reason)
     if device.type != "cpu":
         raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {requested!r}")
     capabilities = torch.cpu.get_capabilities()
@@ -64,3 +55,17 @@ def choose_placement(requested: str) -> Placement:
     return Placement(
         device=device, autocast=None, encode_batch=1, decode_batch=16, reason="the CPU has no bf16 instructions: fp32"
     )
+
+
+def _gpu_precision(device: torch.device) -> tuple[torch.dtype | None, str]:
+    """bf16 where the GPU has it, float16 where it has tensor cores for that alone (Volta, Turing).
+
+    GeForce GTX 16 cards report Turing's capability without its tensor cores; they and older GPUs sum float16 products
+    in float16, which overflows.
+    """
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16, "the GPU computes in bf16"
+    major, _ = torch.cuda.get_device_capability(device)
+    if major >= 7 and "GTX 16" not in torch.cuda.get_device_name(device):
+        return torch.float16, "the GPU has no bf16: fp16"
+    return None, "the GPU has neither bf16 nor tensor cores: fp32"

@@ -83,9 +83,7 @@ def measure_parity(options: EngineOptions, *, megapixels: Sequence[float]) -> It
     module = build_module(checkpoint.config)
     load_weights(module, read_weights(checkpoint.weights), checkpoint.name)
     predictor = SAM2ImagePredictor(module.sam.eval().to(placement.device))
-    dtypes = {"float32": None, "bfloat16": torch.bfloat16}
-    if placement.device.type == "cuda":  # a CPU without instructions for it takes minutes a photo
-        dtypes["float16"] = torch.float16
+    dtypes = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
     networks = {name: Network(checkpoint, replace(placement, autocast=dtype)) for name, dtype in dtypes.items()}
     for size in megapixels:
         yield _parity_at(size, networks, predictor, checkpoint.version)

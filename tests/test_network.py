@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from official import NETWORKS, with_random_weights
 
+from model.boxes import iou_matrix, mask_boxes
 from model.checkpoints import BUNDLED, find_checkpoint, read_weights
 from model.device import Placement, choose_placement
-from model.network import Network, TilePrompt, build_module, load_weights
+from model.network import Features, Network, TilePrompt, build_module, load_weights
 from model.proposer import peaks, point_grid
 from model.tiling import Tile
 from model.training.shelves import render_shelf
@@ -110,6 +113,59 @@ def test_a_device_that_is_not_there_is_named(device: str) -> None:
         pytest.skip("this machine has a GPU")
     with pytest.raises(ValueError, match=f"'{device}'"):
         choose_placement(device)
+
+
+@pytest.mark.parametrize(
+    ("name", "has_bf16", "capability", "dtype"),
+    [
+        ("NVIDIA H200", True, (9, 0), torch.bfloat16),
+        ("Tesla T4", False, (7, 5), torch.float16),
+        ("Tesla V100-SXM2-16GB", False, (7, 0), torch.float16),
+        ("NVIDIA GeForce GTX 1660 Ti", False, (7, 5), None),
+        ("Tesla P100-PCIE-16GB", False, (6, 0), None),
+    ],
+)
+def test_a_gpu_computes_in_the_precision_it_has_units_for(
+    monkeypatch: pytest.MonkeyPatch, name: str, has_bf16: bool, capability: tuple[int, int], dtype: torch.dtype | None
+) -> None:
+    """By what torch says of them; none of these GPUs was at hand."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    placement = choose_placement("auto")
+    assert (placement.device.type, placement.autocast) == ("cuda", dtype)
+    assert placement.dtype == (dtype or torch.float32)
+
+
+@pytest.fixture(scope="module")
+def boxes_in_float32(photo: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Some proposals, and what the decoder makes of them."""
+    network = Network(find_checkpoint(BUNDLED, config=None, has_gpu=False), CPU)
+    (features,) = network.encode(photo, [WHOLE])
+    assert features.proposals is not None
+    asked = features.proposals.boxes_xyxy[:8]
+    return asked, redrawn(network, features, asked)
+
+
+def redrawn(network: Network, features: Features, boxes_xyxy: np.ndarray) -> np.ndarray:
+    prompts = [
+        TilePrompt(features=features, points_xy=BOX[0], is_foreground=BOX[1], box_xyxy=box, prior_xyxy=box)
+        for box in boxes_xyxy
+    ]
+    logits, _ = network.decode(prompts, multimask=False)
+    return mask_boxes(logits[:, 0], 4).numpy()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_reduced_precision_keeps_boxes(
+    photo: np.ndarray, boxes_in_float32: tuple[np.ndarray, np.ndarray], dtype: torch.dtype
+) -> None:
+    asked, wanted = boxes_in_float32
+    network = Network(find_checkpoint(BUNDLED, config=None, has_gpu=False), replace(CPU, autocast=dtype))
+    (features,) = network.encode(photo, [WHOLE])
+    assert np.median(iou_matrix(redrawn(network, features, asked), wanted).diagonal()) >= 0.99
 
 
 def test_the_placement_says_its_reason() -> None:
