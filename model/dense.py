@@ -185,16 +185,16 @@ def ask_grid(
                 with timed("decode"):
                     logits, iou = network.decode(batch, multimask=is_ambiguous)
                     surest = (iou == iou.amax(1, keepdim=True)).flatten()
-                    logits, iou = logits.flatten(0, 1), iou.flatten()
-                    keep = iou > grid.min_score
-                    found, stability = _read_masks(logits[keep], features.tile, network.size, at_full_resolution)
+                    keep = iou.flatten() > grid.min_score
+                    logits, iou, surest = logits.flatten(0, 1)[keep], iou.flatten()[keep], surest[keep]
+                    found, stability = _read_masks(logits, features.tile, network.size, at_full_resolution)
                     stable = stability >= grid.min_stability
                     boxes.append(found[stable].cpu())
-                    scores.append(iou[keep][stable].clamp(0, 1).cpu())
+                    scores.append(iou[stable].clamp(0, 1).cpu())
                     areas = (found[:, 2:] - found[:, :2]).prod(1)
-                    objects = stable & surest[keep] & (areas <= SHELF_SHARE * network.size**2)
-                    objects &= (iou[keep] >= grid.sure_score) & (stability >= grid.sure_stability)
-                    is_found |= (logits[keep][objects] > 0).any(0).cpu().numpy()
+                    objects = stable & surest & (areas <= SHELF_SHARE * network.size**2)
+                    objects &= (iou >= grid.sure_score) & (stability >= grid.sure_stability)
+                    is_found |= (logits[objects] > 0).any(0).cpu().numpy()
                 yield
     return torch.cat([torch.zeros(0, 4), *boxes]).numpy(), torch.cat([torch.zeros(0), *scores]).numpy()
 

@@ -272,7 +272,7 @@ class Engine:
                 if one is not None:
                     one.warm_up(reserved_bytes=self._options.feature_bytes)
             self._warm_up()
-        except (EngineError, ValueError) as error:
+        except EngineError as error:
             self._failure = str(error)
             log.error("engine failed: %s", error)
         except Exception as error:

@@ -24,6 +24,7 @@ class EngineError(Exception):
 
     EngineError
     ├── CheckpointError    the weights cannot be had, read or fitted to their network
+    ├── DeviceError        there is no such device
     ├── DeviceMemoryError  the device's memory does not hold the least piece of work
     ├── ExportError        an export cannot be made or written
     ├── NotReady           the engine is still loading, or has failed to load
@@ -33,6 +34,10 @@ class EngineError(Exception):
 
 class CheckpointError(EngineError):
     """The weights cannot be had, read or fitted to their network."""
+
+
+class DeviceError(EngineError):
+    """There is no such device."""
 
 
 class DeviceMemoryError(EngineError):

@@ -29,6 +29,7 @@ from backend.decoding import decode_photo
 from model import Engine, EngineOptions, Photo, Prompt
 from model.checkpoints import OFFICIAL
 from model.device import choose_placement
+from model.memory import is_out_of_memory
 from model.stages import Stage
 from model.training.shelves import render_shelf
 from scripts.console import CommandError, track
@@ -285,14 +286,11 @@ def benchmark(
 
     megapixels: of the photos, in sections that tell sizes apart.
 
-    Raises CommandError for a device that is not there.
+    Raises DeviceError for a device that is not there.
     """
     import torch
 
-    try:
-        device = choose_placement(options.device).device
-    except ValueError as error:
-        raise CommandError(str(error)) from None
+    device = choose_placement(options.device).device
     report: dict[str, Any] = {"cpus": os.cpu_count(), "machine": platform.machine()}
     if {Section.sizes, Section.lanes} & set(sections):
         stages = Stages()
@@ -328,12 +326,12 @@ def benchmark(
     if {Section.upstream, Section.generator} & set(sections):
         from scripts import benchmark_upstream as beside
 
-        network = {"config": beside.compared_config(options), "megapixels": megapixels}
+        shared: dict[str, Any] = {"config": beside.compared_config(options), "megapixels": megapixels}
         if Section.upstream in sections:
-            clicks = beside.measure_upstream(options.device, repeat=repeat, **network)
+            clicks = beside.measure_upstream(options.device, repeat=repeat, **shared)
             report["upstream"] = _told(clicks, beside.print_upstream)
         if Section.generator in sections:
-            grids = beside.measure_generator(options.device, repeat=max(1, repeat // 5), **network)
+            grids = beside.measure_generator(options.device, repeat=max(1, repeat // 5), **shared)
             report["generator"] = _told(grids, beside.print_generator)
     if Section.parity in sections:
         from scripts.benchmark_parity import measure_parity, print_parity
@@ -357,11 +355,16 @@ def benchmark(
 
 
 def _told(results: Iterable[Result], tell: Callable[[Result], None]) -> list[dict[str, Any]]:
-    """The results for the report; each is printed when it is there."""
-    answers = []
-    for result in results:
-        tell(result)
-        answers.append(asdict(result))  # type: ignore[call-overload]
+    """The results for the report; each is printed when it is there. Those that memory has no room for are missing."""
+    answers: list[dict[str, Any]] = []
+    try:
+        for result in results:
+            tell(result)
+            answers.append(asdict(result))  # type: ignore[call-overload]
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"  out of memory after {len(answers)} sizes: {str(error).splitlines()[0]}")
     return answers
 
 

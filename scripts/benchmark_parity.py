@@ -25,7 +25,13 @@ if TYPE_CHECKING:
     from model.network import Network
     from model.types import BoolArray, FloatArray, PixelArray
 
-FACINGS_PX = (16.0, 32.0, 64.0, 128.0, 200.0)  # width of a typical facing, one photo each, in the network's input
+FACINGS_PX = (
+    16.0,
+    32.0,
+    64.0,
+    128.0,
+    200.0,
+)  # width of a typical facing, one photo each, in pixels of the network's input
 BOXES = 50  # of a photo
 SIZE_BUCKETS_PX = (0, 24, 48, 96, 192, 1024)  # of a box's shorter side, in pixels of the network's input
 
@@ -50,8 +56,9 @@ class ParityResult:
     """Boxes for box prompts beside those of SAM2ImagePredictor in float32, read off its masks, which are as large as
     the photo.
 
-    full_resolution: this engine's, in float32, read off masks as large as upstream's. fast: read between the pixels of
-    low-resolution ones, as the engine does. fast_rounded: the same in whole pixels of the photo, as upstream's are.
+    full_resolution: this engine's, in float32 with tiles resized in float, read off masks as large as upstream's.
+    fast: as the engine does it, read between the pixels of low-resolution masks, on a CPU with tiles resized in whole
+    grey levels. fast_rounded: the same in whole pixels of the photo, as upstream's are.
     precisions: name → the fast reading beside the same in float32. All by size, all sizes together last.
     """
 
@@ -103,10 +110,8 @@ def _parity_at(
         boxes = np.random.default_rng(0).permutation(shelf.boxes_xyxy)[:BOXES]
         wanted.append(_upstreams_boxes(predictor, shelf.photo_rgb, tile, boxes, has_prior=exact.has_proposals))
         for name, network in networks.items():
-            between_pixels, at_full_resolution = _engines_boxes(network, shelf.photo_rgb, tile, boxes)
-            fast[name].append(between_pixels)
-            if network is exact:
-                enlarged.append(at_full_resolution)
+            fast[name].append(_engines_boxes(network, shelf.photo_rgb, tile, boxes))
+        enlarged.append(_engines_boxes(exact, shelf.photo_rgb, tile, boxes, at_full_resolution=True))
     upstream, own = np.concatenate(wanted), {name: np.concatenate(boxes) for name, boxes in fast.items()}
     full_resolution, rounded = np.concatenate(enlarged), own["float32"].round()
     return ParityResult(
@@ -146,18 +151,18 @@ def likeness(boxes_xyxy: FloatArray, wanted_xyxy: FloatArray, tile: Tile) -> lis
 
 
 def _engines_boxes(
-    network: Network, pixels: PixelArray, tile: Tile, boxes_xyxy: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """Boxes for box prompts on a photo that is one tile, read between a mask's low-resolution pixels, and off the mask
-    enlarged."""
+    network: Network, pixels: PixelArray, tile: Tile, boxes_xyxy: FloatArray, *, at_full_resolution: bool = False
+) -> FloatArray:
+    """Boxes for box prompts on a photo that is one tile, read between a mask's low-resolution pixels; at full
+    resolution, off the mask enlarged, on a tile resized in float."""
     from model.dense import batches
     from model.masks import read_object
     from model.network import TilePrompt
 
-    (features,) = network.encode(pixels, [tile])
+    (features,) = network.encode(pixels, [tile], in_float=at_full_resolution)
     size_wh = tile.side, tile.side
     nothing = np.zeros((0, 2), np.float32), np.zeros(0, np.bool_)
-    fast, enlarged = [], []
+    found = []
     for boxes in batches(tile.to_tile(boxes_xyxy.reshape(-1, 2)).reshape(-1, 4), network.decode_batch):
         prompts = [
             TilePrompt(
@@ -171,12 +176,9 @@ def _engines_boxes(
         ]
         logits, iou = network.decode(prompts, multimask=False)
         for prompt, plane, score in zip(prompts, logits[:, 0].cpu().numpy(), iou[:, 0].tolist(), strict=True):
-            answer = read_object(prompt, plane, score, size_wh, want_mask=True)
-            fast.append(answer.box_xyxy)
-            if answer.mask is None:
-                raise AssertionError("a mask was asked for")
-            enlarged.append(_box_of(answer.mask.in_photo(size_wh)))
-    return np.stack(fast), np.stack(enlarged)
+            answer = read_object(prompt, plane, score, size_wh, want_mask=at_full_resolution)
+            found.append(answer.box_xyxy if answer.mask is None else _box_of(answer.mask.in_photo(size_wh)))
+    return np.stack(found)
 
 
 def _upstreams_boxes(

@@ -59,8 +59,9 @@ class GeneratorResult:
 
     grid: what upstream asks, of the same single tile, with thresholds that let `masks` masks of each through.
     lent: what a user gets: the bundled checkpoint's proposals, redrawn, on all tiles; `boxes` of them.
-    peak_mb: what each way would take alone: what it holds once it is loaded, and the most that a call takes beyond what
-    all of them hold before it. Of a GPU by torch's count; on a CPU of the process, looked at a hundred times a second.
+    peak_mb: of a GPU what each way would take alone, by torch's count: what it holds once it is loaded, and the most
+    that a call takes beyond what all of them hold before it. On a CPU the latter alone, about: the process is looked at
+    a hundred times a second.
     """
 
     config: str
@@ -84,7 +85,6 @@ def compared_config(options: EngineOptions) -> str:
 
 def measure_upstream(device: str, *, repeat: int, config: str, megapixels: Sequence[float]) -> Iterator[UpstreamResult]:
     """One click on a photo of each size, new and known, by both. The weights are random: speed is the same."""
-    import torch
     from sam2.build_sam import build_sam2
     from sam2.sam2_image_predictor import SAM2ImagePredictor
 
@@ -92,7 +92,7 @@ def measure_upstream(device: str, *, repeat: int, config: str, megapixels: Seque
         engine = Engine(EngineOptions(checkpoint=str(weights), checkpoint_config=config, device=device))
         try:
             engine.wait_ready()
-            torch_device = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+            torch_device = choose_placement(device).device
             upstream = SAM2ImagePredictor(build_sam2(config, str(weights), device=str(torch_device)))
             for size in megapixels:
                 yield _in_turns(engine, upstream, torch_device, config=config, repeat=repeat, megapixels=size)
@@ -140,36 +140,36 @@ def measure_generator(
 
     from model.network import Network
 
-    torch_device = choose_placement(device).device
-    with random_weights(config) as weights:
-        held_mb = [_held_mb(torch_device)]
-        checkpoint = find_checkpoint(str(weights), config=config, has_gpu=False)
-        network = Network(checkpoint, choose_placement(device))
-        held_mb.append(_held_mb(torch_device))
-        engine = Engine(EngineOptions(checkpoint=str(weights), checkpoint_config=config, device=device))
-        engine.wait_ready()  # the file is gone after this
-        held_mb.append(_held_mb(torch_device))
-        sam = build_sam2(config, str(weights), device=str(torch_device))
-        held_mb.append(_held_mb(torch_device))
-    of_grid, of_engine, of_upstream = (after - before for before, after in itertools.pairwise(held_mb))
-    contest = _Contest(
-        device=torch_device,
-        network=network,
-        engine=engine,
-        sam=sam,
-        own_mb={"upstream": of_upstream, "upstream_bf16": of_upstream, "grid": of_grid, "lent": of_engine},
-        points_per_side=points_per_side,
-    )
-    try:
+    placement = choose_placement(device)
+    held_mb = []
+    with contextlib.ExitStack() as stack:
+        with random_weights(config) as weights:
+            held_mb.append(_held_mb(placement.device))
+            network = Network(find_checkpoint(str(weights), config=config, has_gpu=False), placement)
+            held_mb.append(_held_mb(placement.device))
+            engine = Engine(EngineOptions(checkpoint=str(weights), checkpoint_config=config, device=device))
+            stack.callback(engine.close)
+            engine.wait_ready()  # the file is gone after this
+            held_mb.append(_held_mb(placement.device))
+            sam = build_sam2(config, str(weights), device=str(placement.device))
+            held_mb.append(_held_mb(placement.device))
+        of_grid, of_engine, of_upstream = (after - before for before, after in itertools.pairwise(held_mb))
+        own_mb = {"upstream": of_upstream, "upstream_bf16": of_upstream, "grid": of_grid, "lent": of_engine}
+        contest = _Contest(
+            device=placement.device,
+            network=network,
+            engine=engine,
+            sam=sam,
+            own_mb=own_mb if placement.device.type == "cuda" else dict.fromkeys(own_mb, 0.0),
+            points_per_side=points_per_side,
+        )
         for size in megapixels:
             yield contest.at(size, repeat=repeat, config=config)
-    finally:
-        engine.close()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Contest:
-    """All that take part, loaded. own_mb: memory that each holds since."""
+    """All that take part, loaded. own_mb: memory of a GPU that each holds since."""
 
     device: torch.device
     network: Network

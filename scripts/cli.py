@@ -382,7 +382,8 @@ def evaluate(
         bool,
         typer.Option(
             "--pruning",
-            help="Instead, measure what PROPOSALS=grid loses by leaving out points; a minute a photo on a CPU.",
+            help="Instead, measure what the grid's points in sure objects are worth, which PROPOSALS=grid leaves out; "
+            "a minute a photo on a CPU.",
         ),
     ] = False,
     score_threshold: ThresholdOption = None,
@@ -392,22 +393,25 @@ def evaluate(
     """Measure a checkpoint on photos with known boxes.
 
     Prints AP, AP50, AP75 and AR300 (COCO, 300 detections), the corrections an annotator would make for each 100
-    facings, and the seconds for each photo. The last line is JSON.
+    facings, and the seconds for each photo; with --pruning points, boxes and recall of the grid. The last line is JSON.
 
     \b
     Examples:
       facings evaluate --photos shelves/images --coco shelves/coco.json
       facings evaluate --photos shelves/images --coco shelves/coco.json --limit 10 --prompts
       facings evaluate --photos shelves/images --coco coco.json --sweep --checkpoint runs/a/facings-nano.safetensors
+      facings evaluate --photos shelves/images --coco shelves/coco.json --limit 5 --pruning
     """
     from scripts import evaluate as command
     from scripts.labels import read_truth
 
+    if pruning:
+        _refuse("--pruning", {"prompts": prompts, "sweep": sweep, "score-threshold": score_threshold})
     truths = read_truth(coco, photos, limit=limit)
     if pruning:
         from scripts.evaluate_pruning import measure_pruning, print_pruning
 
-        _refuse("--pruning", {"prompts": prompts, "sweep": sweep, "score-threshold": score_threshold})
+        _show_warnings()
         print_pruning(measure_pruning(_engine_options(checkpoint, device), photos, truths))
         return
     with _open_engine(_engine_options(checkpoint, device)) as engine:

@@ -305,7 +305,12 @@ def summary(evaluation: Evaluation) -> Mapping[str, Any]:
         best = min(evaluation.sweep, key=lambda row: row.per_100())
         figures |= {"best_score_threshold": best.score_threshold, "best_corrections_per_100": best.per_100()}
     rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()}
-    return {name: None if value != value else value for name, value in rounded.items()}
+    return {name: without_nan(value) for name, value in rounded.items()}
+
+
+def without_nan(value: Any) -> Any:
+    """None for NaN, which JSON does not know."""
+    return None if value != value else value
 
 
 def print_report(evaluation: Evaluation) -> None:

@@ -21,7 +21,7 @@ from model.device import Placement, choose_placement
 from model.network import Features, Network, TilePrompt
 from model.stages import untimed
 from model.tiling import Tile
-from scripts.evaluate import average_precision, count_corrections, photos_with
+from scripts.evaluate import average_precision, count_corrections, photos_with, without_nan
 
 if TYPE_CHECKING:
     from model.types import Detections, Photo
@@ -37,7 +37,8 @@ SURE = ((math.inf, math.inf), (PointGrid.sure_score, PointGrid.sure_stability), 
 class Pruned:
     """The grid on all photos, without points in masks of at least `sure_score` and `sure_stability` (None: with all).
 
-    recall_50: of facings, with a box of IoU 0.5; ar300: COCO's average recall over IoU 0.50:0.95 of 300 boxes a photo.
+    recall_50: share of the facings with a box of IoU 0.5 or more. ar300: COCO's average recall over IoU 0.50:0.95, of
+    300 boxes a photo. Both NaN without facings.
     """
 
     sure_score: float | None
@@ -50,18 +51,20 @@ class Pruned:
 
 @dataclass(frozen=True, kw_only=True)
 class PruningResult:
-    """One row for each of SURE, the one that asks all points first."""
+    """One row for each of SURE, the one that asks all points first. min_score, min_stability: of masks that count."""
 
     checkpoint: str
+    min_score: float
+    min_stability: float
     photos: int
     facings: int
     rows: Sequence[Pruned]
 
 
 class RememberingNetwork(Network):
-    """Answers each point of a photo once, and from memory when it is asked again; counts how often it was asked.
+    """Answers each point of a photo once, and from memory when it is asked again; counts all prompts.
 
-    A mask is kept in float16: a tile's 1,024 points take 0.1 to 0.4 GB.
+    Masks are kept in the machine's memory in float16: those of a photo of 4:3 take 0.7 to 2 GB.
     """
 
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
@@ -89,10 +92,11 @@ class RememberingNetwork(Network):
         unknown = [number for number, place in enumerate(places) if place not in self._answers]
         if unknown:
             logits, iou = super().decode([prompts[number] for number in unknown], multimask=multimask)
-            answers = zip(logits.half(), iou, strict=True)
+            answers = zip(logits.half().cpu(), iou.cpu(), strict=True)
             self._answers.update(zip([places[number] for number in unknown], answers, strict=True))
         known = [self._answers[place] for place in places]
-        return torch.stack([logits for logits, _ in known]).float(), torch.stack([iou for _, iou in known])
+        logits, iou = (torch.stack(answers).to(self._placement.device) for answers in zip(*known, strict=True))
+        return logits.float(), iou
 
 
 def measure_pruning(options: EngineOptions, photos_dir: Path, truths: Sequence[Truth]) -> PruningResult:
@@ -127,7 +131,14 @@ def measure_pruning(options: EngineOptions, photos_dir: Path, truths: Sequence[T
         for finder, detections, asked in zip(finders, found, points, strict=True)
     ]
     facings = sum(len(truth.boxes_xyxy) for truth in truths)
-    return PruningResult(checkpoint=checkpoint.version, photos=len(truths), facings=facings, rows=rows)
+    return PruningResult(
+        checkpoint=checkpoint.version,
+        min_score=GRID.min_score,
+        min_stability=GRID.min_stability,
+        photos=len(truths),
+        facings=facings,
+        rows=rows,
+    )
 
 
 def _row(grid: PointGrid, truths: Sequence[Truth], found: Sequence[Detections], *, points: int) -> Pruned:
@@ -143,10 +154,12 @@ def _row(grid: PointGrid, truths: Sequence[Truth], found: Sequence[Detections], 
 
 
 def print_pruning(result: PruningResult) -> None:
-    """A line for each way; the last line is JSON."""
+    """A line for each way; the last line is JSON, in which what does not exist is null."""
     print(f"{result.checkpoint}: the grid on {result.photos} photos, {result.facings} facings")
-    print(f"{'no points in masks of':<34} {'points':>8} {'boxes':>7} {'recall':>7} {'AR300':>6}")
+    print(f"masks count from a predicted IoU of {result.min_score} and a stability of {result.min_stability}")
+    print(f"{'points left out in masks of':<28} {'points':>8} {'boxes':>7} {'recall':>7} {'AR300':>6}")
     for row in result.rows:
-        title = f"IoU {row.sure_score}, stability {row.sure_stability}" if row.sure_score else "nothing: all points"
-        print(f"{title:<34} {row.points:>8} {row.boxes:>7} {row.recall_50:>7.3f} {row.ar300:>6.3f}")
-    print(json.dumps(asdict(result)))
+        sure = "none" if row.sure_score is None else f"IoU {row.sure_score}, stability {row.sure_stability}"
+        print(f"{sure:<28} {row.points:>8} {row.boxes:>7} {row.recall_50:>7.3f} {row.ar300:>6.3f}")
+    rows = [{name: without_nan(value) for name, value in asdict(row).items()} for row in result.rows]
+    print(json.dumps({**asdict(result), "rows": rows}))

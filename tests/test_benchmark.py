@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from sam2.sam2_image_predictor import SAM2ImagePredictor
 
 from backend.label_config import parse_label_config
 from backend.prompts import prompts_from_context
-from model import EngineOptions
+from model import DeviceError, EngineOptions
 from model.checkpoints import find_checkpoint
 from model.tiling import Tile
 from model.types import Detections, Photo, Prompt
@@ -110,8 +112,35 @@ def test_what_a_stage_queued_on_a_gpu_counts_there_and_no_other_measured_call_wa
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there_is_refused_before_anything_is_measured() -> None:
-    with pytest.raises(CommandError, match="'cuda' was asked for; torch sees 0 GPUs"):
+    with pytest.raises(DeviceError, match="'cuda' was asked for; torch sees 0 GPUs"):
         command.benchmark(EngineOptions(device="cuda"), [command.Section.generator], repeat=1, requests=1)
+
+
+def test_sizes_reach_the_sections_that_tell_them_apart_and_what_memory_does_not_hold_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @dataclass(frozen=True)
+    class Measured:
+        megapixels: float
+
+    def measured(*_: object, megapixels: Sequence[float], **__: object) -> Iterator[Measured]:
+        for size in megapixels:
+            if size > 10:
+                raise torch.OutOfMemoryError("tried to allocate 13 GiB")
+            yield Measured(size)
+
+    for module, name in (
+        (benchmark_upstream, "upstream"),
+        (benchmark_upstream, "generator"),
+        (benchmark_parity, "parity"),
+    ):
+        monkeypatch.setattr(module, f"measure_{name}", measured)
+        monkeypatch.setattr(module, f"print_{name}", lambda _: None)
+    sections = [command.Section.upstream, command.Section.generator, command.Section.parity]
+    command.benchmark(EngineOptions(device="cpu"), sections, repeat=1, requests=1, megapixels=[3, 5, 16])
+    *told, last = capsys.readouterr().out.splitlines()
+    assert all(json.loads(last)[section] == [{"megapixels": 3}, {"megapixels": 5}] for section in sections)
+    assert told.count("  out of memory after 2 sizes: tried to allocate 13 GiB") == 3
 
 
 @pytest.mark.usefixtures("plain_shelf")
@@ -180,7 +209,8 @@ def test_upstreams_generator_and_both_ways_of_the_engine_answer_in_one_run(monke
     assert result.boxes > 0
     assert result.megapixels == 0.25
     assert list(result.peak_mb) == ["upstream", "upstream_bf16", "grid", "lent"]
-    assert all(100 < peak < 8000 for peak in result.peak_mb.values())
+    assert all(0 <= peak < 8000 for peak in result.peak_mb.values())
+    assert result.peak_mb["upstream"] > 10
     warm_up, timed = ["set_image", "predict"], ["set_image"]  # the generator passes by the public predict
     assert asked == [*warm_up, *warm_up, *timed, *timed]
 
@@ -246,7 +276,7 @@ def test_boxes_are_compared_with_upstreams_on_photos_of_each_size(
     for result in (smaller, larger):
         assert result.full_resolution[-1].count == 12
         assert result.full_resolution[-1].share_099 >= 0.99
-        assert result.precisions["bfloat16"][-1].median >= 0.99
+        assert all(result.precisions[name][-1].median >= 0.99 for name in ("bfloat16", "float16"))
     assert smaller.fast[-1].median < larger.fast[-1].median, "upstream's pixels are smaller then"
     assert larger.fast[-1].median >= 0.98
     benchmark_parity.print_parity(larger)

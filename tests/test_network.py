@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from official import NETWORKS, with_random_weights
 
+from model import DeviceError
 from model.boxes import iou_matrix, mask_boxes
 from model.checkpoints import BUNDLED, find_checkpoint, read_weights
 from model.device import Placement, choose_placement
@@ -111,7 +113,7 @@ def test_the_point_grid_is_that_of_sams_mask_generator() -> None:
 def test_a_device_that_is_not_there_is_named(device: str) -> None:
     if device == "cuda" and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    with pytest.raises(ValueError, match=f"'{device}'"):
+    with pytest.raises(DeviceError, match=f"'{device}'"):
         choose_placement(device)
 
 
@@ -121,7 +123,10 @@ def test_a_device_that_is_not_there_is_named(device: str) -> None:
         ("NVIDIA H200", True, (9, 0), torch.bfloat16),
         ("Tesla T4", False, (7, 5), torch.float16),
         ("Tesla V100-SXM2-16GB", False, (7, 0), torch.float16),
+        ("NVIDIA GeForce RTX 2080", False, (7, 5), torch.float16),
         ("NVIDIA GeForce GTX 1660 Ti", False, (7, 5), None),
+        ("NVIDIA T400", False, (7, 5), None),
+        ("Quadro T2000", False, (7, 5), None),
         ("Tesla P100-PCIE-16GB", False, (6, 0), None),
     ],
 )
@@ -130,12 +135,15 @@ def test_a_gpu_computes_in_the_precision_it_has_units_for(
 ) -> None:
     """By what torch says of them; none of these GPUs was at hand."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    asked: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: asked.append(device) or nullcontext())
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: asked.append(device) or capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    placement = choose_placement("auto")
-    assert (placement.device.type, placement.autocast) == ("cuda", dtype)
+    placement = choose_placement("cuda:1")
+    assert set(asked) == {placement.device} == {torch.device("cuda:1")}
+    assert placement.autocast == dtype
     assert placement.dtype == (dtype or torch.float32)
 
 
@@ -165,7 +173,9 @@ def test_reduced_precision_keeps_boxes(
     asked, wanted = boxes_in_float32
     network = Network(find_checkpoint(BUNDLED, config=None, has_gpu=False), replace(CPU, autocast=dtype))
     (features,) = network.encode(photo, [WHOLE])
-    assert np.median(iou_matrix(redrawn(network, features, asked), wanted).diagonal()) >= 0.99
+    overlap = iou_matrix(redrawn(network, features, asked), wanted).diagonal()
+    assert overlap.min() >= 0.95
+    assert np.median(overlap) >= 0.99
 
 
 def test_the_placement_says_its_reason() -> None:
