@@ -301,6 +301,8 @@ class Network:
         module = load_module(checkpoint)
         if encoder is not None:
             module.sam.image_encoder = None
+        elif placement.autocast is not None:
+            _round_products(module.sam.image_encoder, placement.autocast)
         self._module = module.to(placement.device).to(memory_format=torch.channels_last)
         self._encoder = encoder or module.encoded
         self._placement = placement
@@ -465,6 +467,14 @@ def _shared_tensor(pixels: PixelArray) -> torch.Tensor:
     """The photo's own memory as a tensor. Torch knows no read-only tensors and warns of them; nothing here writes."""
     memory = (ctypes.c_uint8 * pixels.size).from_address(pixels.ctypes.data)
     return torch.frombuffer(memory, dtype=torch.uint8).view(pixels.shape)
+
+
+def _round_products(module: nn.Module, dtype: torch.dtype) -> None:
+    """Rounds the weights of matrix products and convolutions, in place, as autocast does at every call: half the bytes
+    to keep, and none to convert again and again."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d):
+            part.to(dtype)
 
 
 def _fold_batch_norm(module: nn.Module) -> None:

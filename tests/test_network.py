@@ -178,6 +178,20 @@ def test_reduced_precision_keeps_boxes(
     assert np.median(overlap) >= 0.99
 
 
+def test_weights_that_are_rounded_once_give_what_autocast_gives(
+    photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, placement = find_checkpoint(BUNDLED, config=None, has_gpu=False), replace(CPU, autocast=torch.bfloat16)
+    rounded = Network(checkpoint, placement)
+    monkeypatch.setattr("model.network._round_products", lambda *_: None)
+    (own,), (wanted,) = rounded.encode(photo, [WHOLE]), Network(checkpoint, placement).encode(photo, [WHOLE])
+    for name in ("embedding", "middle", "finest"):
+        assert torch.equal(getattr(own.cells, name), getattr(wanted.cells, name))
+    assert own.proposals is not None
+    assert wanted.proposals is not None
+    assert np.array_equal(own.proposals.boxes_xyxy, wanted.proposals.boxes_xyxy)
+
+
 def test_the_placement_says_its_reason() -> None:
     placement = choose_placement("cpu")
     assert placement.reason
