@@ -280,7 +280,7 @@ def benchmark(
     *,
     repeat: int,
     requests: int,
-    megapixels: Sequence[float] = MEGAPIXELS,
+    megapixels: Sequence[float],
 ) -> None:
     """Measures the sections one after another and prints each when it is done; the last line is JSON.
 

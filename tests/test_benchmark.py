@@ -113,7 +113,9 @@ def test_what_a_stage_queued_on_a_gpu_counts_there_and_no_other_measured_call_wa
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there_is_refused_before_anything_is_measured() -> None:
     with pytest.raises(DeviceError, match="'cuda' was asked for; torch sees 0 GPUs"):
-        command.benchmark(EngineOptions(device="cuda"), [command.Section.generator], repeat=1, requests=1)
+        command.benchmark(
+            EngineOptions(device="cuda"), [command.Section.generator], repeat=1, requests=1, megapixels=[2]
+        )
 
 
 def test_sizes_reach_the_sections_that_tell_them_apart_and_what_memory_does_not_hold_is_missing(
