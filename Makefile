@@ -32,7 +32,7 @@ format: setup
 lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy model backend
+	.venv/bin/mypy model backend scripts
 
 test: setup
 	.venv/bin/pytest

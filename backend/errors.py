@@ -124,3 +124,15 @@ class DeadlinePassed(EngineFailure):
 
     status = 504
     kind = "deadline"
+
+
+class CommandError(Exception):
+    """An expected failure of a command, in one line. exit_status: of the process that it ends."""
+
+    exit_status = 1
+
+
+class OptionError(CommandError):
+    """An option that is wrong, or does not go with another."""
+
+    exit_status = 2

@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from backend.images import PhotoLoader
+    from backend.photos.loader import PhotoLoader
     from model import Engine
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -22,7 +22,7 @@ STATES = ("loading", "ready", "failed", "closed")
 _QUEUE_WAIT = "queue_wait_"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0)
 
-Outcome = Literal["done", "failed", "left"]
+Outcome = Literal["done", "failed", "deadline"]
 
 
 class Metrics:
@@ -42,14 +42,14 @@ class Metrics:
         self._errors = Counter("facings_errors", "Failed requests and failed tasks.", ["kind"], registry=self._registry)
         self._photos = Counter(
             "facings_photos",
-            "Tasks by outcome: done, failed, or left because the deadline passed.",
+            "Tasks by outcome: done, failed, or not done because the deadline passed.",
             ["outcome"],
             registry=self._registry,
         )
         self._boxes = Counter(
             "facings_boxes",
-            "Regions handed out: for whole photos, or for prompts.",
-            ["asked_by"],
+            "Boxes handed out: for whole photos (dense), or for prompts.",
+            ["mode"],
             registry=self._registry,
         )
         self._queue_wait = Histogram(
@@ -91,9 +91,9 @@ class Metrics:
         """One task."""
         self._photos.labels(outcome).inc()
 
-    def count_boxes(self, asked_by: Literal["photo", "prompt"], boxes: int) -> None:
-        """Regions of one task."""
-        self._boxes.labels(asked_by).inc(boxes)
+    def count_boxes(self, mode: Literal["dense", "prompt"], boxes: int) -> None:
+        """Boxes of one photo."""
+        self._boxes.labels(mode).inc(boxes)
 
     def exposition(self) -> bytes:
         """Everything, as CONTENT_TYPE."""

@@ -34,7 +34,7 @@ def log_event(level: int, event: str, /, **fields: str | int | float | None) -> 
         LOGGER.log(level, "%s", " ".join([f"event={event}", *pairs]))
 
 
-def shown(error: Exception) -> FacingsError:
+def to_client_error(error: Exception) -> FacingsError:
     """The error as a client may see it: one line, a kind, a status.
 
     What was not foreseen goes to the log with its traceback, and the client gets the number to look for there.

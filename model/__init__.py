@@ -1,14 +1,17 @@
 """Pixels in, boxes out: SAM 2 for facings on shelf photos. Knows nothing of Label Studio, HTTP or the environment."""
 
 from model.checkpoints import BUNDLED, OFFICIAL
-from model.engine import Engine, EngineOptions, EngineStats
+from model.engine import EngineOptions, Sam2Engine
 from model.types import (
     CheckpointError,
     DeadlineExceeded,
     Detections,
     DeviceError,
     DeviceMemoryError,
+    Engine,
     EngineError,
+    EngineStats,
+    Lane,
     Mask,
     NotReady,
     Photo,
@@ -27,8 +30,10 @@ __all__ = [
     "EngineError",
     "EngineOptions",
     "EngineStats",
+    "Lane",
     "Mask",
     "NotReady",
     "Photo",
     "Prompt",
+    "Sam2Engine",
 ]

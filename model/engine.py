@@ -21,25 +21,24 @@ import torch
 from model import boxes as geometry
 from model import tiling
 from model.checkpoints import BUNDLED, Checkpoint, calibrated_threshold, find_checkpoint
-from model.dense import DenseFinder, batches
+from model.detect import DenseFinder, batches
 from model.device import choose_placement
-from model.encoders import EncoderFile, find_encoder, open_encoder
+from model.encoder import EncoderFile, find_encoder, open_encoder
 from model.feature_cache import FeatureCache
 from model.masks import Answer, choose_masks, read_object
 from model.memory import is_out_of_memory, limit_memory
 from model.network import MASK_STRIDE, Features, Network, Proposals, TilePrompt, has_proposal_head
 from model.proposer import prior_box
-from model.scheduler import Lane, Scheduler
+from model.scheduler import Scheduler
 from model.stages import timed_for
 from model.tiling import Tile
-from model.types import Detections, EngineError, NotReady, Photo, Prompt
+from model.types import Detections, EngineError, EngineStats, Lane, NotReady, Photo, Prompt, State
 
 log = logging.getLogger(__name__)
 
 MERGED_LIMIT = 1000  # proposals of a photo that clicks know of, however few boxes are handed out
 MERGED_CACHE_BYTES = 8 << 20  # some hundreds of photos
 
-State = Literal["loading", "ready", "failed", "closed"]
 ProposalSource = Literal["auto", "grid", "learned"]
 
 
@@ -88,18 +87,6 @@ class EngineOptions:
         return min(self.cache_bytes, self.max_device_mb << 18) if self.max_device_mb else self.cache_bytes
 
 
-@dataclass(frozen=True, kw_only=True)
-class EngineStats:
-    """Counters since the start; bytes and queue lengths now."""
-
-    cache_hits: int
-    cache_misses: int
-    cache_entries: int
-    cache_bytes: int
-    queued_interactive: int
-    queued_bulk: int
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Refinement:
     """A request of the interactive lane."""
@@ -109,7 +96,7 @@ class _Refinement:
     want_masks: bool
 
 
-class Engine:
+class Sam2Engine:
     """One network, resident.
 
     Returns at once; `wait_ready` waits for the weights. observe(name, value) is called on the device thread with

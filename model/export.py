@@ -1,6 +1,6 @@
 """Writes a checkpoint's encoder and mask decoder as ONNX files, for an engine elsewhere and for other programs.
 
-Knows torch's exporter, ONNX and the names of inputs and outputs; how files are loaded again is model.encoders', and
+Knows torch's exporter, ONNX and the names of inputs and outputs; how files are loaded again is model.encoder', and
 TensorRT model.tensorrt_encoder's. The README's section Export is the contract of the files for those who do not read
 Python. Names and shapes are those of the usual ONNX files of SAM 2.
 
@@ -42,7 +42,7 @@ from torch import nn
 
 from model.checkpoints import Checkpoint
 from model.decoder import MaskDecoder, tile_cells
-from model.encoders import ENCODER_INPUT, FEATURE_OUTPUTS, HEAD_OUTPUTS, ExportCard, onnx_session
+from model.encoder import ENCODER_INPUT, FEATURE_OUTPUTS, HEAD_OUTPUTS, ExportCard, onnx_session
 from model.network import PIXEL_DEVIATION, PIXEL_MEAN, FacingsModule
 from model.types import ExportError
 

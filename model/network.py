@@ -28,7 +28,7 @@ from model.boxes import cells_inside
 from model.checkpoints import BUNDLED_CONFIG, Checkpoint, read_weights
 from model.decoder import MaskDecoder, TileCells, tile_cells
 from model.device import Placement
-from model.encoders import Encoded, Encoder
+from model.encoder import Encoded, Encoder
 from model.memory import BatchSize
 from model.proposer import peaks
 from model.stages import Timed, untimed
@@ -133,7 +133,7 @@ class FacingsModule(nn.Module):
         return FeatureMaps(finest=finest, embedding=embedding, high_res=high_res)
 
     def encoded(self, images: torch.Tensor) -> Encoded:
-        """What the decoder needs, and the proposal head's answer where there is one; see model.encoders.Encoder."""
+        """What the decoder needs, and the proposal head's answer where there is one; see model.encoder.Encoder."""
         maps = self.features(images)
         head = None if self.proposal_head is None else self.proposal_head(maps.finest)
         return Encoded(embedding=maps.embedding, high_res=maps.high_res, head=head)

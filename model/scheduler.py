@@ -13,11 +13,10 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
-from model.types import DeadlineExceeded, NotReady
+from model.types import DeadlineExceeded, Lane, NotReady
 
-Lane = Literal["interactive", "bulk"]
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
 T = TypeVar("T")

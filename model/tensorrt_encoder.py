@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from model.checkpoints import Checkpoint
-from model.encoders import ENCODER_INPUT, Encoded, ExportCard, encoded
+from model.encoder import ENCODER_INPUT, Encoded, ExportCard, encoded
 from model.types import CheckpointError, ExportError
 
 

@@ -1,4 +1,4 @@
-"""The values that travel through the model: Photo, Prompt, Mask, Detections, and the errors of this package.
+"""The values that travel through the model: Photo, Prompt, Mask, Detections; the Engine protocol; the errors.
 
 Knows numpy only. All values are frozen, their arrays read-only, and they refuse impossible content, so that everything
 behind them can rely on it. Boxes are float32 `xyxy`, half-open, in photo pixels.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,9 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 PixelArray = npt.NDArray[np.uint8]
+
+State = Literal["loading", "ready", "failed", "closed"]
+Lane = Literal["interactive", "bulk"]
 
 
 class EngineError(Exception):
@@ -188,3 +191,81 @@ class Detections:
     def _only(self, keep: npt.NDArray[np.int64]) -> Detections:
         masks = None if self.masks is None else tuple(self.masks[i] for i in keep)
         return Detections(boxes_xyxy=self.boxes_xyxy[keep], scores=self.scores[keep], masks=masks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineStats:
+    """Counters since the start; bytes and queue lengths now."""
+
+    cache_hits: int
+    cache_misses: int
+    cache_entries: int
+    cache_bytes: int
+    queued_interactive: int
+    queued_bulk: int
+
+
+class Engine(Protocol):
+    """Photos and prompts in, Detections out.
+
+    - All methods may be called from any thread and block until they have an answer.
+    - deadline: a `time.monotonic()` value. A call that has no answer by then raises DeadlineExceeded; None waits.
+    - A call to an engine that failed to load, or is closed, raises NotReady.
+    """
+
+    @property
+    def state(self) -> State:
+        """What the engine is doing now. Never blocks."""
+        ...
+
+    @property
+    def failure(self) -> str | None:
+        """Why the engine will never be ready, in one line, or None."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Name of the checkpoint; the requested one until it is known."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Changes exactly when the boxes may change. Never blocks; `<name>-loading` until it is known."""
+        ...
+
+    @property
+    def score_threshold(self) -> float:
+        """The default of `preannotate`, in [0, 1]."""
+        ...
+
+    def wait_ready(self, timeout_s: float | None = None) -> None:
+        """Blocks until the engine can answer. Raises NotReady, with the reason, on failure or after `timeout_s`."""
+        ...
+
+    def preannotate(
+        self,
+        photo: Photo,
+        *,
+        score_threshold: float | None = None,
+        lane: Lane = "bulk",
+        deadline: float | None = None,
+    ) -> Detections:
+        """All facings of the photo with a score of at least `score_threshold` (None: the default), best first."""
+        ...
+
+    def refine(
+        self, photo: Photo, prompts: Sequence[Prompt], *, want_masks: bool = False, deadline: float | None = None
+    ) -> Detections:
+        """One box for each prompt, in order; with `want_masks` its mask too.
+
+        A prompt whose object was not found gets its own box back, or an empty box at its point, with score 0.
+        """
+        ...
+
+    def stats(self) -> EngineStats:
+        """Counters and queue lengths. Never blocks."""
+        ...
+
+    def close(self) -> None:
+        """Ends the engine; work that waits is refused with NotReady."""
+        ...

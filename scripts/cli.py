@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scripts.console import CommandError, OptionError
+from backend.errors import CommandError, OptionError
 
 if TYPE_CHECKING:
+    from backend.label_studio.project import Project, Selection
     from backend.settings import Settings
     from model import Engine, EngineOptions
-    from scripts.project import Project, Selection
 
 app = typer.Typer(
     name="facings",
@@ -97,7 +97,7 @@ def _settings_of_project(url: str | None, api_key: str | None, **given: str | in
 
 
 def _selection(ids: str | None, view: int | None) -> Selection:
-    from scripts.project import Selection
+    from backend.label_studio.project import Selection
 
     if ids is not None and view is not None:
         raise OptionError("expected --ids or --view, got both")
@@ -120,8 +120,8 @@ def _refuse(beside: str, given: Mapping[str, object]) -> None:
 @contextmanager
 def _open_project(settings: Settings, number: int | None, patience_s: float) -> Iterator[Project]:
     """The project. A request to terminate ends the block as Ctrl-C does."""
-    from scripts.processes import signals_as_interrupt
-    from scripts.project import Project
+    from backend.label_studio.project import Project
+    from scripts.demo.processes import signals_as_interrupt
 
     url, api_key = settings.label_studio_url, settings.label_studio_api_key
     if url is None or api_key is None or number is None:
@@ -141,10 +141,10 @@ def _show_warnings() -> None:
 
 @contextmanager
 def _open_engine(options: EngineOptions) -> Iterator[Engine]:
-    from model import Engine
+    from model import Sam2Engine
 
     _show_warnings()
-    engine = Engine(options)
+    engine = Sam2Engine(options)
     try:
         engine.wait_ready()
         yield engine
@@ -170,7 +170,7 @@ def serve(
       facings serve --port 9191 --checkpoint sam2.1_hiera_small
       LABEL_STUDIO_URL=https://labels.example.com LABEL_STUDIO_API_KEY=... facings serve
     """
-    from scripts import serve as command
+    from backend.transports import gunicorn as command
 
     command.serve(_settings(host=host, port=port, threads=threads, checkpoint=checkpoint, device=device))
 
@@ -196,7 +196,7 @@ def demo(
       facings demo --photos shelves
       facings demo --port 9191 --label-studio-port 8181 --data /srv/demo
     """
-    from scripts import demo as command
+    from scripts.demo import demo as command
 
     command.demo(photos, port, label_studio_port, **({} if data is None else {"data": data}))
 
@@ -266,8 +266,8 @@ def preannotate(
       facings preannotate --project 3 --ray local --actors 2
       facings preannotate --photos shelves --out boxes.json --draw drawn
     """
-    from scripts import preannotate as command
-    from scripts.formats import Format, open_writer, require_place
+    from backend.bulk import jobs as command
+    from backend.bulk.formats import Format, open_writer, require_place
 
     if (photos is None) == (project is None):
         raise OptionError("expected either --photos or --project")
@@ -298,7 +298,7 @@ def preannotate(
     if ray is None:
         _refuse("a single machine, give --ray", {"actors": actors, "gpus": gpus})
     else:
-        from scripts.on_ray import Cluster, preannotate_on_ray
+        from backend.bulk.on_ray import Cluster, preannotate_on_ray
 
         _refuse("--ray", {"out": out, "dry-run": dry_run})
         cluster = Cluster(address=ray, actors=actors, gpus=gpus)
@@ -351,9 +351,9 @@ def tighten(
       facings tighten --project 3
       facings tighten --project 3 --from annotations --view 12 --report report.json
     """
-    from scripts import tighten as command
-    from scripts.formats import require_place
-    from scripts.preannotate import Wanted, tell
+    from backend.bulk import tighten as command
+    from backend.bulk.formats import require_place
+    from backend.bulk.jobs import Wanted, tell
 
     if source not in {*command.Source}:
         raise OptionError(f"--from: expected {' or '.join(command.Source)}, got {source!r}")
@@ -402,14 +402,14 @@ def evaluate(
       facings evaluate --photos shelves/images --coco coco.json --sweep --checkpoint runs/a/facings-nano.safetensors
       facings evaluate --photos shelves/images --coco shelves/coco.json --limit 5 --pruning
     """
-    from scripts import evaluate as command
     from scripts.labels import read_truth
+    from scripts.measure import evaluate as command
 
     if pruning:
         _refuse("--pruning", {"prompts": prompts, "sweep": sweep, "score-threshold": score_threshold})
     truths = read_truth(coco, photos, limit=limit)
     if pruning:
-        from scripts.evaluate_pruning import measure_pruning, print_pruning
+        from scripts.measure.pruning import measure_pruning, print_pruning
 
         _show_warnings()
         print_pruning(measure_pruning(_engine_options(checkpoint, device), photos, truths))
@@ -475,8 +475,8 @@ def train(
       facings train --preview shelves.png
     """
     if preview is not None:
-        from model.training.shelves import load_textures
-        from model.training.shelves import preview as draw_preview
+        from model.renderer.shelves import load_textures
+        from model.renderer.shelves import preview as draw_preview
 
         draw_preview(preview, textures=load_textures(textures) if textures else None, seed=seed)
         print(f"rendered shelves in {preview}")
@@ -594,7 +594,7 @@ def benchmark(
       facings benchmark --section generator --checkpoint sam2.1_hiera_large --megapixels 2 --repeat 1
       facings benchmark --section sizes --section floor --checkpoint sam2.1_hiera_large --random-weights
     """
-    from scripts import benchmark as command
+    from scripts.measure import benchmark as command
 
     names = section or ["sizes", "lanes", "http", "upstream"]
     if requests is not None and "memory" not in names:

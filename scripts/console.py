@@ -13,23 +13,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from scripts.bulk import Tally
+    from backend.bulk.pipeline import Tally
 
 Item = TypeVar("Item")
 
 SECONDS_BETWEEN_LINES = 10.0
-
-
-class CommandError(Exception):
-    """An expected failure of a command, told in one line. exit_status: of the process that it ends."""
-
-    exit_status = 1
-
-
-class OptionError(CommandError):
-    """An option that is wrong, or does not go with another."""
-
-    exit_status = 2
 
 
 def track(items: Iterable[Item], *, total: int, label: str) -> Iterator[Item]:

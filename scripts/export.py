@@ -28,7 +28,7 @@ from model.export import (
     write_encoder,
 )
 from model.network import PIXEL_DEVIATION, PIXEL_MEAN, FacingsModule, load_module
-from model.training.shelves import render_shelf
+from model.renderer.shelves import render_shelf
 
 COMPARED_PROMPTS = (1, 5)
 

@@ -16,8 +16,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 import numpy.typing as npt
 
-from scripts.console import CommandError
-from scripts.photos import SUFFIXES
+from backend.errors import CommandError
+from backend.photos.files import SUFFIXES
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -80,7 +80,7 @@ def _of_coco(coco: Mapping[str, Any]) -> list[Truth]:
 
 
 def _of_export(tasks: Sequence[Mapping[str, Any]], photos_dir: Path) -> list[Truth]:
-    from backend.regions import boxes_from_regions
+    from backend.label_studio.regions import boxes_from_regions
 
     truths = []
     for task in tasks:

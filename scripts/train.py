@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scripts.console import CommandError, track
+from backend.errors import CommandError
+from backend.photos.files import read_ahead, read_pixels
+from scripts.console import track
 from scripts.labels import Truth
-from scripts.photos import read_ahead, read_pixels
 
 if TYPE_CHECKING:
     from model.training.loop import TrainOptions
@@ -42,10 +43,10 @@ def scorer(truths: Sequence[Truth], photos_dir: Path, device: str) -> Callable[[
     """Measures a checkpoint on photos with known boxes; the threshold with the fewest corrections becomes its own."""
 
     def score(checkpoint: Path) -> dict[str, float]:
-        from model import Engine, EngineOptions
-        from scripts.evaluate import evaluate
+        from model import EngineOptions, Sam2Engine
+        from scripts.measure.evaluate import evaluate
 
-        engine = Engine(EngineOptions(checkpoint=str(checkpoint), device=device))
+        engine = Sam2Engine(EngineOptions(checkpoint=str(checkpoint), device=device))
         try:
             engine.wait_ready()
             evaluation = evaluate(engine, photos_dir, truths, sweep=True)

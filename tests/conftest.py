@@ -12,16 +12,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import browser as annotator_browser
 import pytest
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 import model.network
 from model.checkpoints import BUNDLED_WEIGHTS, Checkpoint, find_checkpoint, read_weights
-from scripts import annotator_browser, label_studio
-from scripts.demo import LABEL_STUDIO_ENVIRONMENT, ROOT, is_ready, start_facings
-from scripts.label_studio import Account, Client
-from scripts.processes import LOOPBACK, free_port
+from scripts.demo import label_studio_server as label_studio
+from scripts.demo.demo import LABEL_STUDIO_ENVIRONMENT, ROOT, is_ready, start_facings
+from scripts.demo.label_studio_server import Account, Client
+from scripts.demo.processes import LOOPBACK, free_port
 
 ACCOUNT = Account(
     email="annotator@example.com", password="shelves-and-boxes", token="0123456789abcdef" * 2 + "01234567"

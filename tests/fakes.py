@@ -196,7 +196,7 @@ class _Base2:
 
 @contextmanager
 def annotator_module_on_2x() -> Iterator[ModuleType]:
-    """A second copy of `backend.annotator`, imported while label-studio-ml is 2.x. The first one stays as it is."""
+    """A second copy of the annotator, imported while label-studio-ml is 2.x. The first one stays as it is."""
     package, module = ModuleType("label_studio_ml"), ModuleType("label_studio_ml.model")
     package.__path__ = []  # type: ignore[attr-defined]
     module.LabelStudioMLBase = type("LabelStudioMLBase", (_Base2,), {"cache": {}})  # type: ignore[attr-defined]
@@ -204,7 +204,9 @@ def annotator_module_on_2x() -> Iterator[ModuleType]:
     saved = {name: sys.modules.get(name) for name in names}
     sys.modules.update(zip(names, (package, module), strict=True))
     try:
-        spec = spec_from_file_location("annotator_on_2x", Path(__file__).parents[1] / "backend" / "annotator.py")
+        spec = spec_from_file_location(
+            "annotator_on_2x", Path(__file__).parents[1] / "backend" / "transports" / "annotator.py"
+        )
         assert spec is not None
         assert spec.loader is not None
         copy = module_from_spec(spec)

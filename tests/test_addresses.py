@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from backend import addresses
-from backend.addresses import Origin, connect, parse_address, why_refused, without_query
 from backend.errors import PhotoForbidden, PhotoUnreachable
+from backend.photos import addresses
+from backend.photos.addresses import Origin, connect, parse_address, why_refused, without_query
 
 
 @pytest.mark.parametrize(

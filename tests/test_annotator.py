@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from fakes import FakeEngine, annotator_module_on_2x, data_url, painted_photo
 
-import backend.annotator
+import backend.transports.annotator
 from backend.errors import LabelConfigError, PromptError
-from backend.images import PhotoLoader
 from backend.metrics import Metrics
+from backend.photos.loader import Access, PhotoLoader
+from backend.service import Service
 from backend.settings import Settings
 from model import NotReady
 
@@ -32,20 +33,20 @@ EMPTY_PHOTO = data_url(painted_photo({}))
 
 @pytest.fixture(params=["1.0.9", "2.x"])
 def module(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
-    """backend.annotator on this generation of label-studio-ml."""
+    """backend.transports.annotator on this generation of label-studio-ml."""
     if request.param == "1.0.9":
-        yield backend.annotator
+        yield backend.transports.annotator
     else:
         with annotator_module_on_2x() as copy:
             yield copy
 
 
-def new_resident(engine: FakeEngine, module: ModuleType = backend.annotator) -> Any:
-    return module.Resident(engine=engine, photos=PhotoLoader(Settings()), metrics=Metrics())
+def new_service(engine: FakeEngine) -> Service:
+    return Service(engine=engine, photos=PhotoLoader(Settings()), metrics=Metrics())
 
 
 def new_annotator(engine: FakeEngine, config: str = CONFIG, deadline: float | None = None) -> Any:
-    annotator_class = backend.annotator.annotator_class(new_resident(engine))
+    annotator_class = backend.transports.annotator.annotator_class(new_service(engine))
     return annotator_class(label_config=config, deadline=deadline)
 
 
@@ -64,8 +65,8 @@ def values(prediction: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_both_generations_predict_the_way_their_own_server_calls_them(module: ModuleType) -> None:
-    annotator_class = module.annotator_class(new_resident(FakeEngine(), module))
-    if module is backend.annotator:
+    annotator_class = module.annotator_class(new_service(FakeEngine()))
+    if module is backend.transports.annotator:
         model = annotator_class(label_config=CONFIG, train_output={}, hostname="http://ls", access_token="token")
     else:
         model = annotator_class(project_id="3", label_config=CONFIG)
@@ -79,14 +80,14 @@ def test_both_generations_predict_the_way_their_own_server_calls_them(module: Mo
 
 
 def test_both_generations_are_built_alike_by_our_own_server(module: ModuleType) -> None:
-    annotator_class = module.annotator_class(new_resident(FakeEngine(), module))
+    annotator_class = module.annotator_class(new_service(FakeEngine()))
     model = annotator_class(project_id="3.17", label_config=CONFIG, access=module.Access(), deadline=None)
     assert values(model.predict([task()])[0]) == [RED_BOX, GREEN_BOX]
 
 
 def test_projects_of_2x_do_not_share_a_label_config() -> None:
     with annotator_module_on_2x() as module:
-        annotator_class = module.annotator_class(new_resident(FakeEngine(), module))
+        annotator_class = module.annotator_class(new_service(FakeEngine()))
         first = annotator_class(project_id="1", label_config=CONFIG)
         annotator_class(project_id="2", label_config=CONFIG.replace("facing", "bottle"))
         assert values(first.predict([task()])[0])[0]["rectanglelabels"] == ["facing"]
@@ -100,15 +101,16 @@ def test_what_1_0_9_was_told_of_label_studio_reaches_the_photo_loader() -> None:
             asked.append({"value": value, **more})
             raise RuntimeError("enough")
 
-    resident = backend.annotator.Resident(engine=FakeEngine(), photos=Loader(), metrics=Metrics())  # type: ignore[arg-type]
-    model = backend.annotator.annotator_class(resident)(label_config=CONFIG, hostname="http://ls", access_token="token")
+    service = Service(engine=FakeEngine(), photos=Loader(), metrics=Metrics())  # type: ignore[arg-type]
+    model = backend.transports.annotator.annotator_class(service)(
+        label_config=CONFIG, hostname="http://ls", access_token="token"
+    )
     model.predict([task("/data/upload/3/a.jpg", task_id=7)])
     assert asked == [
         {
             "value": "/data/upload/3/a.jpg",
             "task_id": 7,
-            "label_studio_url": "http://ls",
-            "access_token": "token",
+            "access": Access(label_studio_url="http://ls", token="token"),
             "deadline": None,
         }
     ]
@@ -160,7 +162,7 @@ def test_an_annotator_waits_only_a_moment_for_weights_that_are_loading() -> None
     engine.wait_ready = asked.append  # type: ignore[method-assign, assignment]
     new_annotator(engine).predict([task()])
     new_annotator(engine, deadline=time.monotonic() - 1).predict([task()])
-    assert asked == [backend.annotator.LOADING_PATIENCE_S, 0.0]
+    assert asked == [backend.transports.annotator.LOADING_PATIENCE_S, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -266,9 +268,9 @@ def test_a_photo_that_does_not_come_is_not_waited_for_beyond_the_deadline() -> N
         def load(self, value: str, **more: Any) -> None:
             come.wait(10)
 
-    resident = backend.annotator.Resident(engine=FakeEngine(), photos=Loader(), metrics=Metrics())  # type: ignore[arg-type]
+    service = Service(engine=FakeEngine(), photos=Loader(), metrics=Metrics())  # type: ignore[arg-type]
     started = time.monotonic()
-    model = backend.annotator.annotator_class(resident)(label_config=CONFIG, deadline=started + 0.2)
+    model = backend.transports.annotator.annotator_class(service)(label_config=CONFIG, deadline=started + 0.2)
     predictions = model.predict([task()] * 8)
     come.set()
     assert time.monotonic() - started < 2
@@ -292,9 +294,11 @@ def test_later_photos_are_fetched_while_the_engine_works_but_only_a_few() -> Non
 
     photos = [data_url(painted_photo({RED: (0, 0, 10 + i, 10)})) for i in range(12)]
     engine = FakeEngine(on_call=look)
-    resident = backend.annotator.Resident(engine=engine, photos=Loader(Settings()), metrics=Metrics())
-    backend.annotator.annotator_class(resident)(label_config=CONFIG).predict([task(photo) for photo in photos])
-    assert seen_at_first_call == [1 + backend.annotator.FETCHED_AHEAD]
+    service = Service(engine=engine, photos=Loader(Settings()), metrics=Metrics())
+    backend.transports.annotator.annotator_class(service)(label_config=CONFIG).predict(
+        [task(photo) for photo in photos]
+    )
+    assert seen_at_first_call == [1 + backend.transports.annotator.FETCHED_AHEAD]
     assert len(fetched) == 12
 
 

@@ -24,13 +24,12 @@ from fakes import FakeEngine, data_url, painted_photo
 from flask import Flask
 from werkzeug.test import TestResponse
 
-from backend.annotator import Access
-from backend.app import MAX_PROJECTS, Project, Projects, create_app
-from backend.errors import SettingsError
+from backend.errors import CommandError, SettingsError
+from backend.photos.loader import Access
 from backend.settings import Settings
+from backend.transports.gunicorn import serve
+from backend.transports.label_studio_app import MAX_PROJECTS, Project, Projects, create_app
 from model import EngineOptions
-from scripts.console import CommandError
-from scripts.serve import serve
 
 ROOT = Path(__file__).parents[1]
 CAPTURES = ROOT.parent / "shared" / "label_studio" / "captures"
@@ -333,7 +332,7 @@ def test_one_broken_photo_among_many_costs_the_others_nothing() -> None:
     assert metric(app, 'facings_photos_total{outcome="done"}') == 29
     assert metric(app, 'facings_photos_total{outcome="failed"}') == 1
     assert metric(app, 'facings_errors_total{kind="photo_broken"}') == 1
-    assert metric(app, 'facings_boxes_total{asked_by="photo"}') == 29
+    assert metric(app, 'facings_boxes_total{mode="dense"}') == 29
 
 
 def test_at_the_deadline_the_done_have_results_and_asking_again_continues() -> None:
@@ -345,7 +344,7 @@ def test_at_the_deadline_the_done_have_results_and_asking_again_continues() -> N
     assert len(items) == 8
     assert 1 <= sum(done) <= 3
     assert done == sorted(done, reverse=True)
-    assert metric(app, 'facings_photos_total{outcome="left"}') == 8 - sum(done)
+    assert metric(app, 'facings_photos_total{outcome="deadline"}') == 8 - sum(done)
     again = predict(app, [PHOTO] * (8 - sum(done)))
     assert "result" in again[0]
 
@@ -387,8 +386,8 @@ def test_the_photos_of_a_project_are_asked_with_what_its_own_setup_said(monkeypa
     app = new_app()
     asked: list[tuple[str, str]] = []
 
-    def load(value: str, *, label_studio_url: str, access_token: str, **more: Any) -> None:
-        asked.append((label_studio_url, access_token))
+    def load(value: str, *, access: Access | None, **more: Any) -> None:
+        asked.append((access.label_studio_url, access.token) if access else ("", ""))
         raise RuntimeError("enough")
 
     monkeypatch.setattr(app.extensions["facings"].photos, "load", load)
@@ -662,7 +661,7 @@ def test_any_wsgi_server_can_make_the_app_from_the_environment(monkeypatch: pyte
         observe("encode", 0.1)
         return FakeEngine()
 
-    monkeypatch.setattr("backend.app.Engine", new_engine)
+    monkeypatch.setattr("backend.service.Sam2Engine", new_engine)
     monkeypatch.setenv("CHECKPOINT", "sam2.1_hiera_tiny")
     app = create_app()
     assert made[0].checkpoint == "sam2.1_hiera_tiny"
@@ -678,17 +677,17 @@ def test_wrong_settings_stop_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- gunicorn ---------------------------------------------------------------------------------------------------------
 
 SERVER = """
-import scripts.serve, backend.app, sys
+import backend.transports.gunicorn, backend.transports.label_studio_app, sys
 sys.path.insert(0, "tests")
 from fakes import FakeEngine
 from backend.settings import Settings
 from model import EngineOptions
-from scripts.console import CommandError
-from scripts.serve import serve
-create_app = backend.app.create_app
-backend.app.create_app = lambda settings: create_app(settings, FakeEngine())
-scripts.serve.SILENCE_S = 1.0
-scripts.serve.serve(Settings(host="127.0.0.1", port=int(sys.argv[1]), threads=4, max_request_mb=1))
+from backend.errors import CommandError
+from backend.transports.gunicorn import serve
+create_app = backend.transports.label_studio_app.create_app
+backend.transports.label_studio_app.create_app = lambda settings: create_app(settings, FakeEngine())
+backend.transports.gunicorn.SILENCE_S = 1.0
+backend.transports.gunicorn.serve(Settings(host="127.0.0.1", port=int(sys.argv[1]), threads=4, max_request_mb=1))
 """
 
 

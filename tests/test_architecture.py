@@ -18,8 +18,8 @@ HTTP = {"flask", "gunicorn", "http", "httpx", "prometheus_client", "requests", "
 IMPORTERS_OF_SAM2 = {
     "model/network.py",
     "model/checkpoints.py",
-    "scripts/benchmark_parity.py",
-    "scripts/benchmark_upstream.py",
+    "scripts/measure/parity.py",
+    "scripts/measure/upstream.py",
 }
 
 

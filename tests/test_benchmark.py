@@ -15,15 +15,18 @@ import requests
 import torch
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 
-from backend.label_config import parse_label_config
-from backend.prompts import prompts_from_context
+from backend.errors import CommandError
+from backend.label_studio.label_config import parse_label_config
+from backend.label_studio.prompts import prompts_from_context
 from model import DeviceError, EngineOptions
 from model.checkpoints import find_checkpoint
 from model.tiling import Tile
 from model.types import Detections, Photo, Prompt
-from scripts import benchmark as command
-from scripts import benchmark_floor, benchmark_http, benchmark_parity, benchmark_upstream
-from scripts.console import CommandError
+from scripts.measure import benchmark as command
+from scripts.measure import floor as benchmark_floor
+from scripts.measure import parity as benchmark_parity
+from scripts.measure import server as benchmark_http
+from scripts.measure import upstream as benchmark_upstream
 
 
 class SleepyEngine:
@@ -176,7 +179,7 @@ def test_a_round_of_requests_holds_every_kind_as_often_as_planned() -> None:
 
 @pytest.mark.parametrize("region", [benchmark_http.keypoint(50, 50), benchmark_http.rectangle(10, 20)])
 def test_the_prompts_sent_are_ones_that_the_backend_understands(region: dict[str, Any]) -> None:
-    config = parse_label_config(benchmark_http.LABEL_CONFIG)
+    config = parse_label_config(benchmark_http.LABEL_CONFIG).images[0]
     assert len(prompts_from_context({"result": [region]}, config)) == 1
 
 

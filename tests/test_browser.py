@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import screenshots
+from browser import Annotator, Box, annotator
 from conftest import Studio
+from screenshots import PHOTO_SIZE_WH, clear_facings, rough
 
 from model.boxes import iou_matrix
-from model.training.shelves import Shelf
-from scripts import screenshots
-from scripts.annotator_browser import Annotator, Box, annotator
-from scripts.demo import LABEL_CONFIG
-from scripts.screenshots import PHOTO_SIZE_WH, clear_facings, rough
+from model.renderer.shelves import Shelf
+from scripts.demo.demo import LABEL_CONFIG
 
 
 def overlaps(boxes: list[Box], truth: list[Box]) -> np.ndarray:

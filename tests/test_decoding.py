@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from backend.decoding import decode_photo
 from backend.errors import PhotoBroken, PhotoError, PhotoTooLarge
+from backend.photos.decoding import decode_photo
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 from conftest import ACCOUNT
 
-from scripts.demo import ROOT, render_samples
-from scripts.label_studio import Client
-from scripts.processes import LOOPBACK, free_port, port_in_use
+from scripts.demo.demo import ROOT, render_samples
+from scripts.demo.label_studio_server import Client
+from scripts.demo.processes import LOOPBACK, free_port, port_in_use
 
 
 @contextmanager

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from model import Engine, EngineOptions, Photo, Prompt
+from model import Engine, EngineOptions, Photo, Prompt, Sam2Engine
 from model.boxes import iou_matrix
 from model.checkpoints import Checkpoint, find_checkpoint
-from model.dense import PointGrid, ask_grid, result_of
+from model.detect import PointGrid, ask_grid, result_of
 from model.device import Placement
 from model.network import Network
 from model.proposer import point_grid
+from model.renderer.shelves import Shelf, render_shelf
 from model.stages import untimed
 from model.tiling import Tile
-from model.training.shelves import Shelf, render_shelf
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # in sam2
 
@@ -27,7 +27,7 @@ GREY = Photo(pixels=np.full((300, 400, 3), 128, np.uint8))
 
 
 def engine_of(checkpoint: Checkpoint, **options: object) -> Engine:
-    return Engine(
+    return Sam2Engine(
         EngineOptions(
             checkpoint=str(checkpoint.weights),
             checkpoint_config=checkpoint.config,
@@ -52,7 +52,7 @@ def shelf() -> Shelf:
 
 def test_a_checkpoint_without_a_head_redraws_what_the_bundled_one_proposes(lent: Engine, shelf: Shelf) -> None:
     photo = Photo(pixels=shelf.photo_rgb)
-    bundled = Engine(EngineOptions(checkpoint="facings-nano", device="cpu"))
+    bundled = Sam2Engine(EngineOptions(checkpoint="facings-nano", device="cpu"))
     proposed, redrawn = bundled.preannotate(photo), lent.preannotate(photo)
     bundled.close()
     overlap = iou_matrix(redrawn.boxes_xyxy, proposed.boxes_xyxy)
@@ -92,8 +92,8 @@ def test_where_nothing_is_proposed_the_grid_is_asked(
     headless: Checkpoint, monkeypatch: pytest.MonkeyPatch, proposals: str, is_asked: bool
 ) -> None:
     asked = []
-    monkeypatch.setattr("model.dense.PointGrid.rounds", lambda _, size: [point_grid(2, size).numpy()])
-    monkeypatch.setattr("model.dense.ask_grid", lambda *given, **named: asked.append(1) or ask_grid(*given, **named))
+    monkeypatch.setattr("model.detect.PointGrid.rounds", lambda _, size: [point_grid(2, size).numpy()])
+    monkeypatch.setattr("model.detect.ask_grid", lambda *given, **named: asked.append(1) or ask_grid(*given, **named))
     engine = engine_of(headless, proposals=proposals)
     engine.preannotate(GREY)
     engine.close()

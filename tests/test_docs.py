@@ -19,8 +19,8 @@ from fakes import FakeEngine, data_url, painted_photo
 from PIL import Image
 from werkzeug.serving import make_server
 
-from backend.app import create_app
 from backend.settings import SETTINGS, Setting, Settings
+from backend.transports.label_studio_app import create_app
 from scripts import cli
 
 ROOT = Path(__file__).parents[1]

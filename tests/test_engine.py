@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 import model.network
-from model import DeadlineExceeded, Detections, Engine, EngineOptions, NotReady, Photo, Prompt
+from model import DeadlineExceeded, Detections, Engine, EngineOptions, NotReady, Photo, Prompt, Sam2Engine
 from model.boxes import iou_matrix
+from model.renderer.shelves import Shelf, render_shelf
 from model.tiling import tile_for_box
-from model.training.shelves import Shelf, render_shelf
 
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    engine = Engine(EngineOptions(checkpoint="facings-nano", device="cpu"))
+    engine = Sam2Engine(EngineOptions(checkpoint="facings-nano", device="cpu"))
     engine.wait_ready(120)
     yield engine
     engine.close()
@@ -61,7 +61,7 @@ def test_most_facings_of_a_rendered_shelf_are_found_once(engine: Engine, photo: 
 
 def test_more_than_300_boxes_can_be_had_and_no_more_than_asked_for(engine: Engine, photo: Photo) -> None:
     assert len(engine.preannotate(photo, score_threshold=0.0)) > 300
-    few = Engine(EngineOptions(checkpoint="facings-nano", device="cpu", max_detections=7))
+    few = Sam2Engine(EngineOptions(checkpoint="facings-nano", device="cpu", max_detections=7))
     assert len(few.preannotate(photo, score_threshold=0.0)) == 7
     assert few.version != engine.version
     few.close()
@@ -126,7 +126,7 @@ def test_many_prompts_encode_each_tile_once_however_little_the_cache_holds(
     assert 1 < len(tiles) < len(boxes)
     stats, seen = engine.stats(), Counter[str]()
     tile_bytes = stats.cache_bytes * 3 // (2 * stats.cache_entries)  # some tiles have more proposals than others
-    forgetful = Engine(
+    forgetful = Sam2Engine(
         EngineOptions(checkpoint="facings-nano", device="cpu", cache_bytes=kept_tiles * tile_bytes),
         observe=lambda name, seconds: seen.update([name]),
     )
@@ -176,7 +176,7 @@ def test_of_two_requests_answered_together_one_that_fails_costs_the_other_nothin
             is_busy.set()
             may_go_on.wait(60)
 
-    engine = Engine(EngineOptions(checkpoint="facings-nano", device="cpu"), observe=hold)
+    engine = Sam2Engine(EngineOptions(checkpoint="facings-nano", device="cpu"), observe=hold)
     click = middle(shelf.boxes_xyxy[0])
     with ThreadPoolExecutor(3) as pool:
         pool.submit(engine.preannotate, photo)
@@ -195,7 +195,7 @@ def test_the_weights_are_loaded_once(monkeypatch: pytest.MonkeyPatch, photo: Pho
     monkeypatch.setattr(
         model.network, "read_weights", lambda path, read=model.network.read_weights: loads.append(path) or read(path)
     )
-    engine = Engine(EngineOptions(checkpoint="facings-nano", device="cpu"))
+    engine = Sam2Engine(EngineOptions(checkpoint="facings-nano", device="cpu"))
     for _ in range(3):
         engine.preannotate(photo)
         engine.refine(photo, [middle(np.array([0, 0, 200, 200]))])
@@ -205,7 +205,7 @@ def test_the_weights_are_loaded_once(monkeypatch: pytest.MonkeyPatch, photo: Pho
 
 def test_the_start_does_not_wait_for_the_weights_and_the_first_question_does(photo: Photo) -> None:
     began = time.monotonic()
-    engine = Engine(EngineOptions(checkpoint="facings-nano", device="cpu"))
+    engine = Sam2Engine(EngineOptions(checkpoint="facings-nano", device="cpu"))
     assert engine.state == "loading"
     assert engine.version == "facings-nano-loading"
     with pytest.raises(NotReady, match="still loading"):
@@ -222,7 +222,7 @@ def test_the_start_does_not_wait_for_the_weights_and_the_first_question_does(pho
 
 
 def test_a_broken_checkpoint_never_becomes_ready_and_says_why() -> None:
-    engine = Engine(EngineOptions(checkpoint="/nowhere/weights.pt"))
+    engine = Sam2Engine(EngineOptions(checkpoint="/nowhere/weights.pt"))
     with pytest.raises(NotReady, match="no file at"):
         engine.wait_ready(60)
     assert (engine.state, engine.failure) == ("failed", "checkpoint: no file at '/nowhere/weights.pt'")
@@ -240,7 +240,7 @@ def test_a_photo_past_its_deadline_is_given_up(engine: Engine, shelf: Shelf) -> 
 
 def test_times_are_observed(shelf: Shelf, photo: Photo) -> None:
     seen: dict[str, list[float]] = {}
-    engine = Engine(
+    engine = Sam2Engine(
         EngineOptions(checkpoint="facings-nano", device="cpu"),
         observe=lambda name, seconds: seen.setdefault(name, []).append(seconds),
     )

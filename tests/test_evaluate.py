@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from backend.errors import CommandError
 from model.types import Detections, Photo, Prompt
-from scripts import evaluate as command
-from scripts.console import CommandError
 from scripts.labels import Truth, read_truth
+from scripts.measure import evaluate as command
 
 Boxes = Sequence[Sequence[float]]
 

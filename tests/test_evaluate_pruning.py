@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from model import EngineOptions
-from model.dense import PointGrid
+from model.detect import PointGrid
 from model.network import Network
-from model.training.shelves import render_shelf
+from model.renderer.shelves import render_shelf
 from scripts import cli
-from scripts import evaluate_pruning as command
 from scripts.labels import Truth
+from scripts.measure import pruning as command
 
 POINTS_PER_SIDE = 8
 OPTIONS = EngineOptions(checkpoint="facings-nano", device="cpu")

@@ -18,11 +18,11 @@ import torch
 from official import NETWORKS, TINY, with_random_weights
 
 import model
-from model import Engine, EngineOptions, NotReady, Photo, Prompt, tensorrt_encoder
+from model import Engine, EngineOptions, NotReady, Photo, Prompt, Sam2Engine, tensorrt_encoder
 from model.boxes import iou_matrix
 from model.checkpoints import BUNDLED, Checkpoint, find_checkpoint
 from model.device import Placement
-from model.encoders import ExportCard, find_encoder, open_encoder
+from model.encoder import ExportCard, find_encoder, open_encoder
 from model.export import (
     PRODUCTS,
     DecoderGraph,
@@ -35,7 +35,7 @@ from model.export import (
     write_model,
 )
 from model.network import PIXEL_DEVIATION, PIXEL_MEAN, FacingsModule, load_module
-from model.training.shelves import render_shelf
+from model.renderer.shelves import render_shelf
 from model.types import CheckpointError, ExportError
 from scripts.export import Exported, export, summary
 
@@ -281,7 +281,8 @@ def test_other_programs_find_the_names_and_shapes_of_the_readme(nano: Case) -> N
 def engines(nano: Case) -> Iterator[tuple[Engine, Engine]]:
     """The same checkpoint, encoded by torch and by ONNX Runtime."""
     pair = tuple(
-        Engine(EngineOptions(checkpoint=BUNDLED, device="cpu", encoder=encoder)) for encoder in (None, str(nano.folder))
+        Sam2Engine(EngineOptions(checkpoint=BUNDLED, device="cpu", encoder=encoder))
+        for encoder in (None, str(nano.folder))
     )
     for engine in pair:
         engine.wait_ready(120)
@@ -329,7 +330,7 @@ def test_an_encoder_of_other_weights_is_refused(nano: Case, tiny: Case) -> None:
     told = refusal(tiny.encoder, nano.checkpoint)
     assert tiny.checkpoint.version in told
     assert nano.checkpoint.version in told
-    engine = Engine(EngineOptions(checkpoint=BUNDLED, device="cpu", encoder=str(tiny.encoder)))
+    engine = Sam2Engine(EngineOptions(checkpoint=BUNDLED, device="cpu", encoder=str(tiny.encoder)))
     with pytest.raises(NotReady, match=f"it was exported from {TINY}-"):
         engine.wait_ready(120)
     engine.close()

@@ -27,9 +27,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from backend import addresses, downloads, images, tokens
 from backend.errors import PhotoBroken, PhotoError, PhotoForbidden, PhotoTooLarge, PhotoUnreachable, SettingsError
-from backend.images import PhotoLoader
+from backend.photos import addresses, downloads, tokens
+from backend.photos import loader as images
+from backend.photos.loader import Access, PhotoLoader
 from backend.settings import Settings
 from model.types import DeadlineExceeded, Photo
 
@@ -145,7 +146,7 @@ def load(
     **settings: Any,
 ) -> Photo:
     loader = loader or PhotoLoader(Settings(**settings))
-    return loader.load(value, task_id=task_id, label_studio_url=url, access_token=token, deadline=deadline)
+    return loader.load(value, task_id=task_id, access=Access(label_studio_url=url, token=token), deadline=deadline)
 
 
 # Where photos come from

@@ -6,7 +6,7 @@ import pytest
 from label_studio_sdk.label_interface.interface import LabelInterface
 
 from backend.errors import LabelConfigError
-from backend.label_config import BoxControl, LabelConfig, parse_label_config
+from backend.label_studio.label_config import BoxControl, ImageControls, parse_label_config
 
 TEMPLATES = sorted((Path(__file__).parents[1] / "label_config").glob("*.xml"))
 IMAGE = '<Image name="image" value="$image"/>'
@@ -17,8 +17,9 @@ def view(*tags: str) -> str:
     return f"<View>{''.join(tags)}</View>"
 
 
-def parse(*tags: str) -> LabelConfig:
-    return parse_label_config(view(*tags))
+def parse(*tags: str) -> ImageControls:
+    (image,) = parse_label_config(view(*tags)).images
+    return image
 
 
 def rectangle_labels(name: str, labels: str, attributes: str = "", to_name: str = "image") -> str:
@@ -218,7 +219,7 @@ def test_each_template_is_valid_has_a_header_and_keeps_prompts_apart_from_boxes(
     xml = path.read_text(encoding="utf-8")
     LabelInterface(xml).validate()
     assert xml.startswith("<View>\n  <!-- ")
-    config = parse_label_config(xml)
+    (config,) = parse_label_config(xml).images
     assert config.boxes.default_label_reason == "marked"
     assert config.prompts.keypoints == ("point",)
     assert config.prompts.rectangles == ("prompt",)
@@ -229,7 +230,7 @@ def test_each_template_is_valid_has_a_header_and_keeps_prompts_apart_from_boxes(
 
 def test_the_templates_are_the_three_that_the_readme_shows() -> None:
     assert [path.name for path in TEMPLATES] == ["shelf_boxes.xml", "shelf_classes.xml", "shelf_masks.xml"]
-    configs = {path.stem: parse_label_config(path.read_text(encoding="utf-8")) for path in TEMPLATES}
+    configs = {path.stem: parse_label_config(path.read_text(encoding="utf-8")).images[0] for path in TEMPLATES}
     assert len(configs["shelf_classes"].boxes.labels) > 1
     assert configs["shelf_masks"].polygons
     assert configs["shelf_masks"].brushes

@@ -15,12 +15,12 @@ import pytest
 from conftest import Studio, running_facings
 from PIL import Image
 
-from backend.label_config import parse_label_config
-from backend.regions import regions_from_detections
+from backend.label_studio.label_config import parse_label_config
+from backend.label_studio.regions import regions_from_detections
 from model import Detections
 from model.boxes import iou_matrix
-from model.training.shelves import Shelf, render_shelf
-from scripts.label_studio import ApiError, Client
+from model.renderer.shelves import Shelf, render_shelf
+from scripts.demo.label_studio_server import ApiError, Client
 from scripts.labels import read_truth
 
 LABEL_CONFIGS = sorted((Path(__file__).parents[1] / "label_config").glob("*.xml"))
@@ -218,7 +218,7 @@ def test_two_projects_with_different_labels_share_one_backend(studio: Studio, fa
 def test_what_annotators_submitted_is_read_from_an_export(studio: Studio, tmp_path: Path) -> None:
     project = studio.client.create_project("export", SHELF_BOXES)
     done, untouched = shelf_tasks(studio.client, project, tmp_path, range(70, 72))
-    config = parse_label_config(SHELF_BOXES)
+    config = parse_label_config(SHELF_BOXES).images[0]
     boxes = done.shelf.boxes_xyxy
     detections = Detections(boxes_xyxy=boxes, scores=np.ones(len(boxes), np.float32))
     studio.client.annotate(done.id, regions_from_detections(detections, SIZE_WH, config))

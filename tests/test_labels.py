@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from scripts.console import CommandError
+from backend.errors import CommandError
 from scripts.labels import read_truth
 from scripts.train import labelled_photos
 

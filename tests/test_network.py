@@ -16,8 +16,8 @@ from model.checkpoints import BUNDLED, find_checkpoint, read_weights
 from model.device import Placement, choose_placement
 from model.network import Features, Network, TilePrompt, build_module, load_weights
 from model.proposer import peaks, point_grid
+from model.renderer.shelves import render_shelf
 from model.tiling import Tile
-from model.training.shelves import render_shelf
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # in sam2
 

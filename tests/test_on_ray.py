@@ -24,15 +24,16 @@ import pytest
 from conftest import Studio
 from PIL import Image
 
+from backend.bulk import on_ray
+from backend.bulk.jobs import Report, Wanted
+from backend.bulk.on_ray import Cluster, preannotate_on_ray
+from backend.errors import CommandError
+from backend.label_studio.project import Project, Selection
 from backend.settings import Settings
-from model import Engine
-from model.training.shelves import render_shelf
-from scripts import console, on_ray
-from scripts.console import CommandError
-from scripts.demo import LABEL_CONFIG, ROOT
-from scripts.on_ray import Cluster, preannotate_on_ray
-from scripts.preannotate import Report, Wanted
-from scripts.project import Project, Selection
+from model import Sam2Engine
+from model.renderer.shelves import render_shelf
+from scripts import console
+from scripts.demo.demo import LABEL_CONFIG, ROOT
 
 ray = pytest.importorskip("ray", reason="needs the extra ray")
 pytestmark = pytest.mark.filterwarnings("ignore::Warning:ray.data.context")  # of its own deprecated settings
@@ -209,7 +210,7 @@ def settings_of(studio: Studio) -> Settings:
 @pytest.fixture(scope="module")
 def version(studio: Studio) -> str:
     """The version of the predictions."""
-    with closing(Engine(settings_of(studio).engine_options())) as engine:
+    with closing(Sam2Engine(settings_of(studio).engine_options())) as engine:
         engine.wait_ready()
         return engine.version
 

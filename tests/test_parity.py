@@ -13,17 +13,17 @@ import pytest
 import torch
 from official import NETWORKS, with_random_weights
 
-from model import Engine, EngineOptions, Photo, Prompt, tiling
+from model import EngineOptions, Photo, Prompt, Sam2Engine, tiling
 from model.boxes import cells_inside, iou_matrix
 from model.checkpoints import BUNDLED, Checkpoint, find_checkpoint, read_weights
-from model.dense import PointGrid, ask_grid, result_of
+from model.detect import PointGrid, ask_grid, result_of
 from model.device import Placement
 from model.masks import choose_masks
 from model.network import Network, build_module, load_weights
 from model.proposer import prior_box
+from model.renderer.shelves import Shelf, render_shelf
 from model.stages import untimed
 from model.tiling import Tile
-from model.training.shelves import Shelf, render_shelf
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # in sam2
 
@@ -114,7 +114,7 @@ def test_the_bundled_checkpoint_refines_as_sam2s_own_predictor(shelf: Shelf, kin
     """Upstream is given the engine's tile as a picture, and what the engine knows beforehand as a mask prompt."""
     photo, bundled = Photo(pixels=shelf.photo_rgb), find_checkpoint(BUNDLED, config=None, has_gpu=False)
     asked = questions(shelf, photo, Network(bundled, CPU), kind)
-    engine = Engine(EngineOptions(checkpoint=BUNDLED, device="cpu"))
+    engine = Sam2Engine(EngineOptions(checkpoint=BUNDLED, device="cpu"))
     answers = engine.refine(photo, [one.prompt for one in asked], want_masks=True)
     engine.close()
     assert answers.masks is not None
@@ -134,7 +134,7 @@ def test_a_checkpoint_of_sam2_scores_prompts_as_its_own_predictor(
     photo = Photo(pixels=shelf.photo_rgb)
     asked = questions(shelf, photo, None, "box")[:1] + questions(shelf, photo, None, "click")[:1]
     options = EngineOptions(checkpoint=str(checkpoint.weights), checkpoint_config=checkpoint.config, device="cpu")
-    engine = Engine(options)
+    engine = Sam2Engine(options)
     answers = engine.refine(photo, [one.prompt for one in asked])
     engine.close()
     assert answers.scores == pytest.approx([score for _, score in upstreams_masks(sam, photo, asked)], abs=ROUNDING)

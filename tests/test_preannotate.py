@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from backend.bulk import jobs as command
+from backend.bulk.formats import Format, open_writer, write_whole
+from backend.errors import CommandError
+from backend.photos.files import AHEAD, find_photos, read_ahead
 from model.types import Detections, EngineError, NotReady, Photo
-from scripts import preannotate as command
-from scripts.console import CommandError
-from scripts.formats import Format, open_writer, write_whole
-from scripts.photos import AHEAD, find_photos, read_ahead
 
 
 class MarkEngine:

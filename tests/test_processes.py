@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scripts import processes
-from scripts.console import CommandError
-from scripts.processes import LOOPBACK, Server, free_port, port_in_use, require_free_port
+from backend.errors import CommandError
+from scripts.demo import processes
+from scripts.demo.processes import LOOPBACK, Server, free_port, port_in_use, require_free_port
 
 # Prints the id of a child that ignores SIGTERM, then waits.
 FAMILY = """
@@ -47,7 +47,7 @@ def test_leaving_the_block_ends_the_server_and_all_its_descendants(tmp_path: Pat
 def test_a_server_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     program = f"""
 import os, pathlib, sys, time
-from scripts.processes import Server
+from scripts.demo.processes import Server
 folder = pathlib.Path({str(tmp_path)!r})
 server = Server("x", [sys.executable, "-c", "import time; time.sleep(600)"], environ=os.environ, cwd=folder,
                 log=folder / "log")

@@ -18,18 +18,18 @@ from fakes import FakeEngine, painted_photo
 from PIL import Image
 from proxies import Fault, unreliable
 
+from backend.bulk import jobs as command
+from backend.bulk import pipeline as bulk
+from backend.bulk.formats import Format, open_writer
+from backend.bulk.jobs import Report, Wanted
+from backend.bulk.pipeline import Run, Tally
+from backend.errors import CommandError
+from backend.label_studio import project as module
+from backend.label_studio.project import Project, Selection
 from backend.settings import Settings
-from model.training.shelves import render_shelf
-from scripts import bulk
-from scripts import preannotate as command
-from scripts import project as module
-from scripts.bulk import Run, Tally
-from scripts.console import CommandError
-from scripts.demo import ROOT
-from scripts.formats import Format, open_writer
-from scripts.label_studio import Client
-from scripts.preannotate import Report, Wanted
-from scripts.project import Project, Selection
+from model.renderer.shelves import render_shelf
+from scripts.demo.demo import ROOT
+from scripts.demo.label_studio_server import Client
 
 SHELF_BOXES = (ROOT / "label_config" / "shelf_boxes.xml").read_text()
 VERSION = FakeEngine().version

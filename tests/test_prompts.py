@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.errors import PromptError
-from backend.label_config import LabelConfig, parse_label_config
-from backend.prompts import AnnotatorPrompt, prompts_from_context
+from backend.label_studio.label_config import ImageControls, parse_label_config
+from backend.label_studio.prompts import AnnotatorPrompt, prompts_from_context
 
 CAPTURES = Path(__file__).parents[2] / "shared" / "label_studio" / "captures"
 
@@ -22,12 +22,12 @@ APART = parse_label_config(
     '<RectangleLabels name="prompt" toName="image" smart="true"><Label value="region"/></RectangleLabels>'
     '<RectangleLabels name="box" toName="image" smart="false"><Label value="facing"/><Label value="tag"/>'
     "</RectangleLabels></View>"
-)
+).images[0]
 MIXED = parse_label_config(
     '<View><Image name="image" value="$image"/>'
     '<RectangleLabels name="box" toName="image"><Label value="facing"/><Label value="tag"/></RectangleLabels>'
     '<KeyPointLabels name="point" toName="image"><Label value="facing"/></KeyPointLabels></View>'
-)
+).images[0]
 
 
 def keypoint(x: float, y: float, positive: bool | None = True, label: str = "click", **extra: Any) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def rectangle(
     return {"from_name": from_name, "to_name": "image", "type": "rectanglelabels", "value": value, **extra}
 
 
-def ask(*items: dict[str, Any], config: LabelConfig = APART) -> tuple[AnnotatorPrompt, ...]:
+def ask(*items: dict[str, Any], config: ImageControls = APART) -> tuple[AnnotatorPrompt, ...]:
     return prompts_from_context({"result": list(items)}, config)
 
 
@@ -234,14 +234,14 @@ def test_every_prompt_fits_any_photo_and_carries_a_label_of_the_box_control(
             assert pixels.box_xyxy[3] <= height
 
 
-def captured(name: str) -> tuple[dict[str, Any], LabelConfig]:
+def captured(name: str) -> tuple[dict[str, Any], ImageControls]:
     path = CAPTURES / f"{name}.json"
     if not path.exists():
         pytest.skip(f"no captured requests beside the repository: {path.name}")
     content = json.loads(path.read_text(encoding="utf-8"))
     request = content["ml"] if isinstance(content, dict) else content
     body = (request[0] if isinstance(request, list) else request)["body"]
-    return body["params"]["context"], parse_label_config(body["label_config"])
+    return body["params"]["context"], parse_label_config(body["label_config"]).images[0]
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from label_studio_sdk.converter.brush import decode_rle
 from label_studio_sdk.label_interface.interface import LabelInterface
 
-from backend.label_config import parse_label_config
-from backend.regions import boxes_from_regions, regions_from_detections
+from backend.label_studio.label_config import parse_label_config
+from backend.label_studio.regions import boxes_from_regions, regions_from_detections
 from model.types import Detections, Mask
 
 BOXES_XML = (
@@ -23,8 +23,8 @@ MASKS_XML = BOXES_XML.replace(
     '<PolygonLabels name="outline" toName="photo"><Label value="any"/><Label value="tag"/></PolygonLabels>'
     '<BrushLabels name="mask" toName="photo"><Label value="any"/></BrushLabels></View>',
 )
-BOXES = parse_label_config(BOXES_XML)
-MASKS = parse_label_config(MASKS_XML)
+BOXES = parse_label_config(BOXES_XML).images[0]
+MASKS = parse_label_config(MASKS_XML).images[0]
 
 
 def detections(*boxes: tuple[float, float, float, float], masks: list[Mask] | None = None) -> Detections:

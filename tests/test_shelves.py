@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from model.training.shelves import MIN_SIDE_PX, Textures, load_textures, preview, render_shelf
+from model.renderer.shelves import MIN_SIDE_PX, Textures, load_textures, preview, render_shelf
 
 SIZES_WH = [(64, 64), (128, 96), (256, 384)]
 

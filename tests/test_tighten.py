@@ -13,18 +13,18 @@ from conftest import Studio
 from fakes import FakeEngine, painted_photo
 from PIL import Image
 
-from backend.label_config import parse_label_config
-from backend.regions import boxes_from_regions, regions_from_detections
+from backend.bulk import tighten as command
+from backend.bulk.jobs import Wanted
+from backend.bulk.pipeline import Busy
+from backend.label_studio.label_config import parse_label_config
+from backend.label_studio.project import Project, Selection
+from backend.label_studio.regions import boxes_from_regions, regions_from_detections
+from backend.photos.files import read_photo
 from backend.settings import Settings
-from model import Detections, Engine, EngineOptions, Photo
-from scripts import tighten as command
-from scripts.bulk import Busy
-from scripts.demo import LABEL_CONFIG
-from scripts.evaluate import jitter_boxes, paired_iou
+from model import Detections, Engine, EngineOptions, Photo, Sam2Engine
+from scripts.demo.demo import LABEL_CONFIG
 from scripts.labels import read_truth
-from scripts.photos import read_photo
-from scripts.preannotate import Wanted
-from scripts.project import Project, Selection
+from scripts.measure.evaluate import jitter_boxes, paired_iou
 
 SHELVES = Path(__file__).parents[2] / "shared" / "shelves_dev"
 CONFIG = parse_label_config(LABEL_CONFIG.read_text())
@@ -123,7 +123,7 @@ def test_a_project_gets_new_predictions_and_keeps_what_it_has(
 
 @pytest.fixture(scope="module")
 def nano() -> Iterator[Engine]:
-    engine = Engine(EngineOptions(checkpoint="facings-nano", device="cpu"))
+    engine = Sam2Engine(EngineOptions(checkpoint="facings-nano", device="cpu"))
     engine.wait_ready()
     yield engine
     engine.close()

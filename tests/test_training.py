@@ -13,6 +13,7 @@ from model.checkpoints import BUNDLED_WEIGHTS, calibrated_threshold, find_checkp
 from model.device import Placement
 from model.network import Network, build_module
 from model.proposer import boxes_of_cells
+from model.renderer.shelves import render_shelf
 from model.training.loop import TrainOptions, corrections, on_canvas, train
 from model.training.losses import (
     box_iou_and_giou,
@@ -23,7 +24,6 @@ from model.training.losses import (
     window_weights,
 )
 from model.training.samples import BEYOND_RGB, LabelledPhoto, LabelledPhotos, Samples, cropped, mirrored, relit
-from model.training.shelves import render_shelf
 from model.training.targets import dense_targets, prompt_targets
 
 TINY = TrainOptions(out=Path("run"), minutes=0.15, batch_size=2, prompts_per_picture=1, picture_px=96, workers=0)

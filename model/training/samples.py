@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import IterableDataset
 
-from model.training.shelves import MIN_SIDE_PX, MIN_VISIBLE_SHARE, Shelf, Textures, load_textures, render_shelf
+from model.renderer.shelves import MIN_SIDE_PX, MIN_VISIBLE_SHARE, Shelf, Textures, load_textures, render_shelf
 from model.training.targets import dense_targets, prompt_targets
 from model.types import FloatArray, PixelArray
 

@@ -1,0 +1,1 @@
+"""Many photos through one engine: pipeline, jobs, uploads and file formats."""

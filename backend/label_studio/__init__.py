@@ -1,0 +1,1 @@
+"""Values to and from Label Studio's JSON, and its API client."""

@@ -1,0 +1,277 @@
+"""A label config: which control takes the boxes, which controls give prompts, and which label a box gets.
+
+Knows Label Studio's tags and attributes, as label_studio_sdk reads them. Knows no task, no prompt and no pixel.
+
+Which control takes the boxes: of the `<RectangleLabels>` that point at an `<Image>` with a task value and have at least
+one fixed label, the one with a label marked `predicted_values="facing"`; without a mark, one with `smart="false"`; else
+one that does not say; else one with `smart="true"`. The first in the config wins among equals.
+
+Which controls give prompts: every keypoint and rectangle control on the same image that Label Studio offers as a smart
+tool, which is every one without `smart="false"`. A box control that is smart does both.
+
+Which label a pre-annotated box gets: the one marked `predicted_values="facing"`, else the only one, else the first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, Literal
+
+from label_studio_sdk.label_interface.control_tags import ControlTag
+from label_studio_sdk.label_interface.interface import LabelInterface
+
+from backend.errors import LabelConfigError
+
+# The one class that Facings finds, as it stands in `predicted_values`.
+FACING = "facing"
+
+_KEYPOINT_TAGS = ("keypointlabels", "keypoint")
+_RECTANGLE_TAGS = ("rectanglelabels", "rectangle")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxControl:
+    """The `<RectangleLabels>` that boxes are written to.
+
+    labels: its fixed labels in the config's order, at least one; of a label with an alias, the alias.
+    default_label: the label of pre-annotated boxes; default_label_reason: why it is this one.
+    score_threshold: its `model_score_threshold`, in [0, 1]; None leaves the choice to the engine.
+    predicted_values: a name that may come in (the class "facing", a prompt's label) -> the label that claims it.
+    """
+
+    from_name: str
+    to_name: str
+    labels: tuple[str, ...]
+    default_label: str
+    default_label_reason: Literal["marked", "only", "first"]
+    score_threshold: float | None
+    predicted_values: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        for label in (self.default_label, *self.predicted_values.values()):
+            if label not in self.labels:
+                raise ValueError(f"label: expected one of {self.labels!r}, got {label!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptControls:
+    """The names of the controls that give prompts, by the shape they draw."""
+
+    keypoints: tuple[str, ...]
+    rectangles: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskControl:
+    """A `<PolygonLabels>` or `<BrushLabels>` that gets the mask of an answered prompt; labels: at least one."""
+
+    from_name: str
+    labels: tuple[str, ...]
+
+    def label_for(self, box_label: str) -> str:
+        """The label of the mask of a box labelled `box_label`: the same where this control has it, else its first."""
+        return box_label if box_label in self.labels else self.labels[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageControls:
+    """One `<Image>` of a label config and the controls on it.
+
+    image_name: name of the `<Image>`, the `to_name` of its regions; image_key: key of its photo in the task's data.
+    """
+
+    image_name: str
+    image_key: str
+    boxes: BoxControl
+    prompts: PromptControls
+    polygons: tuple[MaskControl, ...]
+    brushes: tuple[MaskControl, ...]
+
+    def label_for(self, prompt_label: str | None) -> str:
+        """The label of a box that answers a prompt: always one of `boxes.labels`.
+
+        A prompt's label that the box control has too is kept; one that a box label lists in its `predicted_values`
+        becomes that label; any other (a prompt control's own "click", or None) becomes the default label.
+        """
+        if prompt_label is None:
+            return self.boxes.default_label
+        if prompt_label in self.boxes.labels:
+            return prompt_label
+        return self.boxes.predicted_values.get(prompt_label, self.boxes.default_label)
+
+    def describe(self) -> str:
+        """What was understood, as one ASCII line for the log."""
+        why = {"marked": f'marked predicted_values="{FACING}"', "only": "the only one", "first": "the first"}
+        masks = [*self.polygons, *self.brushes]
+        return (
+            f"boxes go to {self.boxes.from_name!a} on image {self.image_name!a} (task key {self.image_key!a}) with "
+            f"label {self.boxes.default_label!a} ({why[self.boxes.default_label_reason]}); prompts come from keypoints "
+            f"{_names(self.prompts.keypoints)} and rectangles {_names(self.prompts.rectangles)}; "
+            f"masks go to {_names([control.from_name for control in masks])}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelConfig:
+    """What Facings needs of a label config: its images with a control that takes boxes, at least one, in order."""
+
+    images: tuple[ImageControls, ...]
+
+    def describe(self) -> str:
+        """What was understood, as one ASCII line for the log."""
+        return "; ".join(image.describe() for image in self.images)
+
+
+@lru_cache(maxsize=256)
+def parse_label_config(xml: str) -> LabelConfig:
+    """Read a label config; of a config without a usable box control, the LabelConfigError says what to add.
+
+    A config is read once: the result is frozen, and kept for the configs that were read last.
+    """
+    interface = _read(xml)
+    images = {
+        str(tag.name): str(tag.attr.get("value", "")) for tag in interface.objects if str(tag.tag).lower() == "image"
+    }
+    if not images:
+        raise _refusal('no <Image> to label: add <Image name="image" value="$image"/>')
+    controls: list[ControlTag] = list(interface.controls)
+    box_control = _box_control(controls, images)
+    image_name = _image_of(box_control, images)
+    on_image = [control for control in controls if _image_of(control, images) == image_name]
+    image = ImageControls(
+        image_name=image_name,
+        image_key=images[image_name].removeprefix("$"),
+        boxes=_boxes(box_control, image_name),
+        prompts=PromptControls(
+            keypoints=tuple(str(c.name) for c in on_image if _tag(c) in _KEYPOINT_TAGS and _is_smart(c)),
+            rectangles=tuple(str(c.name) for c in on_image if _tag(c) in _RECTANGLE_TAGS and _is_smart(c)),
+        ),
+        polygons=_mask_controls(on_image, "polygonlabels"),
+        brushes=_mask_controls(on_image, "brushlabels"),
+    )
+    return LabelConfig(images=(image,))
+
+
+def _read(xml: str) -> LabelInterface:
+    if not isinstance(xml, str) or not xml.strip():
+        raise _refusal(f"expected a label config in XML, got {xml!a}")
+    if "<!DOCTYPE" in xml or "<!ENTITY" in xml:
+        raise _refusal("expected plain XML tags, got a document type or entity declaration: remove it")
+    try:
+        return LabelInterface(xml)
+    except Exception as error:  # the SDK lets errors of lxml, pydantic and its own through, without a common base
+        raise _refusal(f"not readable as XML tags: {error}") from error
+
+
+def _box_control(controls: Sequence[ControlTag], images: Mapping[str, str]) -> ControlTag:
+    candidates = [control for control in controls if _tag(control) == "rectanglelabels"]
+    image_name = next(iter(images))
+    if not candidates:
+        bare = [control for control in controls if _tag(control) == "rectangle"]
+        found = f"<Rectangle name={bare[0].name!a}> holds boxes without a label" if bare else "no control takes boxes"
+        raise _refusal(
+            f'{found}: add <RectangleLabels name="box" toName="{image_name}" smart="false">'
+            f'<Label value="{FACING}"/></RectangleLabels>'
+        )
+    flaws = [_flaw(control, images) for control in candidates]
+    usable = [control for control, flaw in zip(candidates, flaws, strict=True) if flaw is None]
+    if not usable:
+        raise _refusal(str(flaws[0]))
+    return min(usable, key=_preference)
+
+
+def _flaw(control: ControlTag, images: Mapping[str, str]) -> str | None:
+    """Why this control cannot take boxes and what to add, or None if it can."""
+    name = f"<RectangleLabels name={control.name!a}>"
+    image_name = _image_of(control, images)
+    if not image_name:
+        target = ",".join(control.to_name or ())
+        return f"{name} points at {target!a}, which is no <Image>: set toName to {_names(images)}"
+    value = images[image_name]
+    if not value.startswith("$"):
+        return f'<Image name={image_name!a}> has value {value!a}: add the key of the photo in the task, value="$image"'
+    if not control.labels:
+        source = "takes its labels from each task" if control.dynamic_value else "has no label"
+        return f'{name} {source}: add at least one <Label value="{FACING}"/> inside'
+    return None
+
+
+def _preference(control: ControlTag) -> tuple[bool, int]:
+    is_marked = FACING in _predicted_values(control)
+    return not is_marked, {"false": 0, "": 1}.get(_flag(control, "smart"), 2)
+
+
+def _boxes(control: ControlTag, image_name: str) -> BoxControl:
+    labels = tuple(control.labels or ())
+    predicted_values = _predicted_values(control)
+    reason: Literal["marked", "only", "first"] = "only" if len(labels) == 1 else "first"
+    return BoxControl(
+        from_name=str(control.name),
+        to_name=image_name,
+        labels=labels,
+        default_label=predicted_values.get(FACING, labels[0]),
+        default_label_reason="marked" if FACING in predicted_values else reason,
+        score_threshold=_score_threshold(control),
+        predicted_values=MappingProxyType(predicted_values),
+    )
+
+
+def _predicted_values(control: ControlTag) -> dict[str, str]:
+    claims: dict[str, str] = {}
+    for label, tag in (control.labels_attrs or {}).items():
+        for name in filter(None, (part.strip() for part in tag.attr.get("predicted_values", "").split(","))):
+            if claims.setdefault(name, label) != label:
+                raise _refusal(
+                    f"predicted_values={name!a} stands on two labels of {control.name!a}, {claims[name]!a} and "
+                    f"{label!a}: keep it on one"
+                )
+    return claims
+
+
+def _score_threshold(control: ControlTag) -> float | None:
+    text = control.get_attr("model_score_threshold")
+    if text is None:
+        return None
+    try:
+        threshold = float(text)
+    except ValueError:
+        threshold = math.nan
+    if not 0 <= threshold <= 1:
+        raise _refusal(f"model_score_threshold of {control.name!a}: expected a number from 0 to 1, got {text!a}")
+    return threshold
+
+
+def _mask_controls(controls: Sequence[ControlTag], tag: str) -> tuple[MaskControl, ...]:
+    found = [control for control in controls if _tag(control) == tag and control.labels]
+    return tuple(MaskControl(from_name=str(control.name), labels=tuple(control.labels or ())) for control in found)
+
+
+def _image_of(control: ControlTag, images: Mapping[str, str]) -> str:
+    """The first image that the control points at; "" if none."""
+    return next((name.strip() for name in control.to_name or () if name.strip() in images), "")
+
+
+def _tag(control: ControlTag) -> str:
+    return str(control.tag).lower()
+
+
+def _flag(control: ControlTag, name: str) -> str:
+    return str(control.get_attr(name, "")).strip().lower()
+
+
+def _is_smart(control: ControlTag) -> bool:
+    # Label Studio's own default of `smart` is true; `smartOnly` offers the smart tool whatever `smart` says.
+    return _flag(control, "smart") != "false" or _flag(control, "smartOnly") == "true"
+
+
+def _names(names: Any) -> str:
+    return ", ".join(f"{name!a}" for name in names) or "none"
+
+
+def _refusal(message: str) -> LabelConfigError:
+    """The error with its message in ASCII: it also travels in an HTTP reason phrase."""
+    return LabelConfigError(f"label config: {message}".encode("ascii", "backslashreplace").decode("ascii"))

@@ -1,0 +1,1 @@
+"""An address, a file or bytes to a decoded Photo."""

@@ -1,0 +1,87 @@
+"""The backend under gunicorn: one worker with many threads, so that one copy of the weights serves everybody.
+
+Knows gunicorn and sockets. The worker builds the app after the fork, because a device and threads do not survive one;
+what is slow to import is imported before, so that a worker answers as soon as it exists.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from backend.errors import CommandError
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+    from backend.settings import Settings
+
+# A client that falls silent in the middle of a request gives its thread back after this.
+SILENCE_S = 30.0
+# The master replaces a worker that did not move for so long. Long, because a page of memory may be slow to come.
+WORKER_SILENCE_S = 300
+GRACE_S = 10
+
+WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+def serve(settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT, and then ends the process. Raises CommandError when the port cannot be had."""
+    listener = _listen_on(settings.host, settings.port)
+
+    from gunicorn.app.base import BaseApplication
+
+    from backend.reporting import configure_logging
+    from backend.transports.label_studio_app import create_app
+
+    configure_logging(settings.log_level)
+
+    class Application(BaseApplication):
+        app: Flask
+
+        def load_config(self) -> None:
+            options = {
+                "bind": f"fd://{listener.fileno()}",
+                "proc_name": "facings",
+                "workers": 1,
+                "worker_class": "gthread",
+                "threads": settings.threads,
+                "timeout": WORKER_SILENCE_S,
+                "graceful_timeout": GRACE_S,
+                "control_socket_disable": True,
+                "worker_exit": lambda _server, _worker: self.app.extensions["facings"].engine.close(),
+            }
+            for name, value in options.items():
+                self.cfg.set(name, value)
+
+        def load(self) -> WsgiApp:
+            self.app = create_app(settings)
+            return impatient(self.app)
+
+    Application().run()
+
+
+def impatient(app: WsgiApp) -> WsgiApp:
+    """`app`, with a limit to how long gunicorn waits for the next bytes of a request's body."""
+
+    def call(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        environ["gunicorn.socket"].settimeout(SILENCE_S)
+        return app(environ, start_response)
+
+    return call
+
+
+def _listen_on(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise CommandError(
+            f"port {port} of {host!r} cannot be had ({error.strerror}): stop what listens there, or choose another "
+            "port with PORT"
+        ) from error
+    return listener

@@ -1,0 +1,338 @@
+"""The HTTP side: Label Studio's ML backend protocol, for several projects at once.
+
+Knows Flask, the protocol and who may ask. Parses, calls the annotator and maps errors; knows no pixels. Every error
+leaves as one line of JSON, and again, in ASCII, as the HTTP reason phrase: of a failed /health or /setup, Label Studio
+shows its admin nothing else.
+
+/health and /setup never touch the device nor wait for anything: Label Studio calls both on every page load, with limits
+of 1 and 3 seconds.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import logging
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from flask import Flask, Response, g, request
+from werkzeug.exceptions import ClientDisconnected, HTTPException, MethodNotAllowed, RequestEntityTooLarge
+
+from backend.errors import AuthError, EngineNotReady, LabelConfigError, RequestError
+from backend.label_studio.label_config import LabelConfig, parse_label_config
+from backend.label_studio.predictions import Prediction
+from backend.metrics import CONTENT_TYPE
+from backend.photos.loader import Access
+from backend.reporting import configure_logging, log_event, to_client_error
+from backend.service import Service
+from backend.settings import MIB, Settings
+from backend.transports.annotator import FacingsAnnotator, annotator_class
+from model import Engine
+
+# Remembered at most; the longest unused goes first, and comes back with its project's next page load.
+MAX_PROJECTS = 1000
+MAX_LABEL_CONFIG_CHARS = 1 << 18
+MAX_WEBHOOK_BYTES = 16 * MIB
+MAX_REASON_CHARS = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class Project:
+    """What a project's last /setup said."""
+
+    label_config: str
+    access: Access
+
+
+class Projects:
+    """The last /setup of each project, by the key that Label Studio gives the project. Bounded; thread-safe."""
+
+    def __init__(self) -> None:
+        self._projects: OrderedDict[str, Project] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: str) -> Project | None:
+        """What is known of the project, or None."""
+        with self._lock:
+            if key in self._projects:
+                self._projects.move_to_end(key)
+            return self._projects.get(key)
+
+    def remember(self, key: str, project: Project) -> bool:
+        """True when this is news."""
+        with self._lock:
+            is_news = self._projects.get(key) != project
+            self._projects[key] = project
+            self._projects.move_to_end(key)
+            if len(self._projects) > MAX_PROJECTS:
+                self._projects.popitem(last=False)
+            return is_news
+
+
+def create_app(settings: Settings | None = None, engine: Engine | None = None) -> Flask:
+    """The WSGI app. settings: None reads the environment and starts logging; wrong ones raise SettingsError.
+
+    engine: None makes one from the settings; its weights load in the background.
+    """
+    if settings is None:
+        settings = Settings.from_env()
+        configure_logging(settings.log_level)
+    service = Service.open(settings, engine=engine)
+    app = Flask(__name__, static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_request_mb * MIB
+    app.extensions["facings"] = service
+    backend = _Backend(settings, service)
+    app.add_url_rule("/", view_func=backend.index)
+    app.add_url_rule("/health", view_func=backend.health)
+    app.add_url_rule("/ready", view_func=backend.ready)
+    app.add_url_rule("/setup", view_func=backend.setup, methods=["POST"])
+    app.add_url_rule("/predict", view_func=backend.predict, methods=["POST"])
+    app.add_url_rule("/versions", view_func=backend.versions)
+    app.add_url_rule("/webhook", view_func=backend.webhook, methods=["POST"])
+    app.add_url_rule("/metrics", view_func=backend.metrics)
+    app.before_request(backend.begin)
+    app.after_request(backend.end)
+    app.register_error_handler(Exception, backend.refuse)
+    return app
+
+
+class _Backend:
+    """The views of one app."""
+
+    def __init__(self, settings: Settings, service: Service) -> None:
+        self._settings = settings
+        self._service = service
+        self._annotator_class: type[FacingsAnnotator] = annotator_class(service)
+        self._projects = Projects()
+
+    def index(self) -> Response:
+        """For people who open the address in a browser."""
+        engine = self._service.engine
+        return _json(
+            {
+                "name": "Facings, a Label Studio ML backend",
+                "state": engine.state,
+                "model_version": engine.version,
+                "failure": engine.failure,
+            }
+        )
+
+    def health(self) -> Response:
+        """Up also while the weights load; down when they never will."""
+        self._require_not_failed()
+        engine = self._service.engine
+        return _json({"status": "UP", "model_class": self._annotator_class.__name__, "state": engine.state})
+
+    def ready(self) -> Response:
+        """Whether a photo would be answered now."""
+        self._require_not_failed()
+        engine = self._service.engine
+        if engine.state != "ready":
+            raise EngineNotReady(f"{engine.name} is {engine.state}")
+        return _json({"status": "READY", "model_version": engine.version})
+
+    def setup(self) -> Response:
+        """A project says what its labels are, where its photos are, and with which token."""
+        self._require_not_failed()
+        body = _body()
+        key = _project_key(body)
+        label_config = _field(body, "schema", str, "a string")
+        config = _parse_label_config(label_config)
+        access = Access(
+            label_studio_url=_field(body, "hostname", str, "a string", optional=True) or "",
+            token=_field(body, "access_token", str, "a string", optional=True) or "",
+        )
+        is_news = self._projects.remember(key, Project(label_config=label_config, access=access))
+        version = self._service.engine.version
+        log_event(
+            logging.INFO if is_news else logging.DEBUG,
+            "setup",
+            project=key,
+            label_studio=access.label_studio_url,
+            model_version=version,
+            understood=config.describe(),
+        )
+        return _json({"model_version": version})
+
+    def predict(self) -> Response:
+        """One result for each task, in order; those without boxes to give carry an error and no `result`."""
+        self._require_not_failed()
+        body = _body()
+        tasks = _field(body, "tasks", list, "a list of tasks")
+        if not all(isinstance(task, dict) for task in tasks):
+            raise RequestError("tasks: expected an object for each task")
+        params = _field(body, "params", dict, "an object", optional=True) or {}
+        context = _field(params, "context", dict, "an object", optional=True)
+        key = _project_key(body)
+        project = self._projects.get(key)
+        label_config = _field(body, "label_config", str, "a string", optional=True)
+        if not label_config:
+            if project is None:
+                raise RequestError(f"label_config: expected the label config of project {key!r}, got none")
+            label_config = project.label_config
+        _parse_label_config(label_config)  # refused in its own words, before label-studio-ml reads it
+
+        annotator = self._annotator_class(
+            project_id=key,
+            label_config=label_config,
+            access=project.access if project else None,
+            deadline=g.arrived + self._settings.deadline_s,
+        )
+        predictions = annotator.predict(tasks, context)
+        self._log_predictions(key, predictions, is_prompted=bool(context))
+        # Piece by piece: encoding everything in one call would hold up every other thread, /health among them.
+        results = ",".join(json.dumps(prediction, separators=(",", ":")) for prediction in predictions)
+        return Response(f'{{"results":[{results}]}}\n', mimetype="application/json")
+
+    def versions(self) -> Response:
+        """The one version there is."""
+        return _json({"versions": [self._service.engine.version]})
+
+    def webhook(self) -> Response:
+        """Label Studio tells what annotators did; their saving waits for the answer. There is nothing to do."""
+        request.max_content_length = min(MAX_WEBHOOK_BYTES, self._settings.max_request_mb * MIB)
+        log_event(logging.INFO, "webhook", action=_field(_body(), "action", str, "the name of an action"))
+        return _json({"status": "ok"})
+
+    def metrics(self) -> Response:
+        """For Prometheus."""
+        return Response(self._service.metrics.exposition(), content_type=CONTENT_TYPE)
+
+    def begin(self) -> None:
+        """Before every request, also one for no route."""
+        g.arrived = time.monotonic()
+        if request.endpoint != "webhook":  # Label Studio sends no credentials there
+            self._require_credentials()
+
+    def end(self, response: Response) -> Response:
+        """After every request, also a refused one."""
+        # Not the path: anybody may invent paths, and each would be remembered.
+        route = request.url_rule.rule if request.url_rule else "unknown"
+        seconds = time.monotonic() - g.arrived
+        self._service.metrics.count_request(route, response.status_code, seconds)
+        log_event(logging.DEBUG, "request", route=route, status=response.status_code, seconds=seconds)
+        return response
+
+    def refuse(self, error: Exception) -> Response:
+        """Any error as its status and one line."""
+        headers = {}
+        match error:
+            case RequestEntityTooLarge():
+                limit = request.max_content_length or 0
+                status, kind, message = 413, "request_too_large", f"expected a body of at most {limit // MIB} MiB"
+            case MethodNotAllowed():
+                allowed = headers["Allow"] = ", ".join(sorted(error.valid_methods or ()))
+                status, kind = 405, "method"
+                message = f"{request.path}: expected {allowed}, got {request.method}"
+            case HTTPException() if error.code == HTTPStatus.NOT_FOUND:
+                status, kind, message = 404, "route", f"expected a route of an ML backend, got {request.path!r}"
+            case HTTPException():
+                status, kind, message = error.code or 400, "request", str(error.description)
+            case _:
+                reason = to_client_error(error)
+                status, kind, message = reason.status, reason.kind, str(reason)
+                if isinstance(reason, AuthError):
+                    headers["WWW-Authenticate"] = 'Basic realm="Facings"'
+        message = " ".join(message.split())
+        self._service.metrics.count_error(kind)
+        log_event(logging.WARNING, "refused", path=request.path, status=status, kind=kind, reason=message)
+        response = _json({"error": message, "kind": kind})
+        response.status = f"{status} {_reason_phrase(message)}"
+        response.headers.update(headers)
+        return response
+
+    def _require_not_failed(self) -> None:
+        engine = self._service.engine
+        if engine.state in ("failed", "closed"):
+            raise EngineNotReady(engine.failure or f"{engine.name} is {engine.state}")
+
+    def _require_credentials(self) -> None:
+        user, password = self._settings.basic_auth_user, self._settings.basic_auth_pass
+        if user is None or password is None:
+            return
+        given = request.authorization
+        # Both are compared, in constant time, whatever the first says.
+        is_user = hmac.compare_digest(((given and given.username) or "").encode(), user.encode())
+        is_password = hmac.compare_digest(((given and given.password) or "").encode(), password.encode())
+        if not (is_user & is_password):
+            raise AuthError("expected the user name and password that this backend was started with")
+
+    def _log_predictions(self, key: str, predictions: list[Prediction], *, is_prompted: bool) -> None:
+        kinds = [prediction.get("kind") for prediction in predictions]
+        log_event(
+            logging.INFO,
+            "predict",
+            project=key,
+            mode="prompt" if is_prompted else "dense",
+            tasks=len(predictions),
+            done=kinds.count(None),
+            deadline=kinds.count("deadline"),
+            regions=sum(len(prediction.get("result", ())) for prediction in predictions),
+            seconds=time.monotonic() - g.arrived,
+        )
+
+
+def _body() -> Mapping[str, Any]:
+    """The request's JSON object. Its content type is not looked at: tools that people try things with forget it."""
+    try:
+        content = request.get_data(cache=False)
+    except (OSError, ClientDisconnected) as error:
+        raise RequestError("body: expected all of it, the client left or fell silent before") from error
+    limit = request.max_content_length
+    if request.content_length is None and limit is not None and len(content) >= limit:
+        raise RequestEntityTooLarge  # werkzeug cuts a body that does not announce its length
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise RequestError(f"body: expected JSON, got {len(content)} bytes that are not: {reason}") from error
+    if not isinstance(body, dict):
+        raise RequestError(f"body: expected a JSON object, got {_json_type(body)}")
+    return body
+
+
+def _parse_label_config(xml: str) -> LabelConfig:
+    if len(xml) > MAX_LABEL_CONFIG_CHARS:
+        raise LabelConfigError(f"label config: expected at most {MAX_LABEL_CONFIG_CHARS} characters, got {len(xml)}")
+    return parse_label_config(xml)
+
+
+def _field(body: Mapping[str, Any], name: str, kind: type, expected: str, *, optional: bool = False) -> Any:
+    """body[name], of the type asked for; with `optional`, None where it is missing or null."""
+    value = body.get(name)
+    if value is None and optional:
+        return None
+    if not isinstance(value, kind):
+        raise RequestError(f"{name}: expected {expected}, got {_json_type(value)}")
+    return value
+
+
+def _project_key(body: Mapping[str, Any]) -> str:
+    """How Label Studio names the project: "3.1795244969", the project's id and when it was created."""
+    value = body.get("project")
+    if value is None or isinstance(value, bool) or not isinstance(value, str | int) or len(str(value)) > 200:
+        raise RequestError(f"project: expected the project's key, got {_json_type(value)}")
+    return str(value)
+
+
+def _json_type(value: object) -> str:
+    names = {type(None): "nothing", bool: "true or false", str: "a string", list: "a list", dict: "an object"}
+    return names.get(type(value), "a number")
+
+
+def _json(values: Mapping[str, Any]) -> Response:
+    return Response(json.dumps(values) + "\n", mimetype="application/json")
+
+
+def _reason_phrase(message: str) -> str:
+    """The message as HTTP allows it on the status line."""
+    text = message.encode("ascii", "backslashreplace").decode("ascii")
+    text = re.sub(r"[^ -~]", "?", text)
+    return text if len(text) <= MAX_REASON_CHARS else f"{text[: MAX_REASON_CHARS - 3]}..."

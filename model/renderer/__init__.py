@@ -1,0 +1,1 @@
+"""The shelf renderer: pictures of shelves with exact boxes and masks."""

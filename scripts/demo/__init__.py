@@ -1,0 +1,1 @@
+"""A Label Studio with pre-annotated photos, for `make run`."""

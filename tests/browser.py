@@ -1,0 +1,195 @@
+"""An annotator at Label Studio's labelling page: opens a task, prompts, reads the boxes, submits.
+
+Knows the page of Label Studio 1.23.2 (selectors, its `Htx` store) and Playwright. The tests and the pictures of the
+README use it alike. Positions and boxes are percent of the photo, as in Label Studio's own JSON.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from scripts.demo.label_studio_server import Account
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page, Response
+
+COMMANDS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
+NO_BROWSER = (
+    "no Chromium on PATH and none of Playwright's: run `apt-get install chromium`, "
+    "or `.venv/bin/playwright install chromium` where Debian's is not to be had"
+)
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+)
+TIMEOUT_S = 120.0  # Label Studio waits up to 100 s for the boxes of a task that is opened
+
+Tool = Literal["key-point-tool", "rectangle-tool"]
+
+_READY = """task => {
+    if (window.Htx?.task?.id != task || !window.Htx.annotationStore?.selected) return false;
+    const image = window.Htx.annotationStore.selected.objects.find(object => object.type === 'image');
+    return image?.stageWidth > 10 && !!document.querySelector('.konvajs-content canvas')
+        && !document.querySelector('.lsf-label-view_loading');
+}"""
+_ANSWERED = "() => !window.Htx.awaitingSuggestions"
+_REGIONS = "() => window.Htx.annotationStore.selected.serializeAnnotation()"
+_SUGGESTIONS = """() => [...window.Htx.annotationStore.selected.suggestions.values()].map(region => ({
+    id: region.cleanId, ...region.serialize(), from_name: region.results[0].from_name.name,
+    type: region.results[0].type, labels: region.labels}))"""
+_PHOTO_ON_PAGE = """() => {
+    const box = document.querySelector('.konvajs-content').getBoundingClientRect();
+    return [box.x, box.y, box.width, box.height];
+}"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Box:
+    """A box on the page. x, y: its left top corner; all four in percent of the photo."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    label: str | None = None
+
+
+def find_chromium() -> str | None:
+    """Path of a Chromium: one on PATH, else the one that Playwright installed, else None."""
+    from playwright.sync_api import sync_playwright
+
+    if found := next(filter(None, map(shutil.which, COMMANDS)), None):
+        return found
+    with sync_playwright() as playwright:
+        own = playwright.chromium.executable_path
+    return own if Path(own).is_file() else None
+
+
+@contextmanager
+def annotator(
+    chromium: str, url: str, account: Account, *, size_wh: tuple[int, int] = (1440, 900)
+) -> Iterator[Annotator]:
+    """An annotator logged in at a Label Studio, in a browser that ends with the block."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
+        try:
+            page = browser.new_page(viewport={"width": size_wh[0], "height": size_wh[1]})
+            page.set_default_timeout(TIMEOUT_S * 1000)
+            page.goto(f"{url}/user/login/")
+            page.fill("input[name=email]", account.email)
+            page.fill("input[name=password]", account.password)
+            page.click("button[type=submit]")
+            page.wait_for_url(lambda address: "/user/login" not in address)
+            yield Annotator(page, url)
+        finally:
+            browser.close()
+
+
+class Annotator:
+    """What an annotator does and sees. Every method returns when the page shows the outcome."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
+        self.url = url
+
+    def open_task(self, project: int, task: int) -> None:
+        """Opens a task for labelling."""
+        self.page.goto(f"{self.url}/projects/{project}/data?task={task}")
+        self.page.wait_for_function(_READY, arg=task)
+
+    def boxes(self) -> list[Box]:
+        """The rectangles drawn on the photo, pending prompts included, suggestions not."""
+        return [_box(region) for region in self.page.evaluate(_REGIONS) if region["type"] == "rectanglelabels"]
+
+    def suggestions(self) -> list[Box]:
+        """The boxes that the backend suggests and the annotator has not accepted yet."""
+        return [_box(region) for region in self.page.evaluate(_SUGGESTIONS) if region["type"] == "rectanglelabels"]
+
+    def start_prompting(self, label: str, tool: Tool) -> None:
+        """Turns Auto-Annotation on, without auto-accept, and takes a smart tool in hand for prompts with a label."""
+        self.page.get_by_test_id("bottombar-auto-annotation-toggle").check(force=True)
+        self.page.get_by_test_id("bottombar-auto-accept-toggle").uncheck(force=True)
+        self._label = self.page.locator(".lsf-labels .lsf-label_clickable").filter(has_text=label).first
+        self._take_label()
+        self.page.locator(".lsf-toolbar__group > .lsf-tool_smart").hover()
+        self.page.locator(f'.lsf-toolbar__smart button[aria-label="{tool}"]').click()
+
+    def click(self, x: float, y: float, *, negative: bool = False) -> None:
+        """A smart keypoint; negative: with Alt held, for what the object must not contain."""
+        self._take_label()
+        with self._answer(), self._held(*(("Control", "Alt") if negative else ("Control",))):
+            self.page.mouse.click(*self._on_page(x, y))
+
+    def drag(self, box: Box) -> None:
+        """A smart rectangle."""
+        self._take_label()
+        with self._answer(), self._held("Control"):
+            self.page.mouse.move(*self._on_page(box.x, box.y))
+            self.page.mouse.down()
+            self.page.mouse.move(*self._on_page(box.x + box.width / 2, box.y + box.height / 2))
+            self.page.mouse.move(*self._on_page(box.x + box.width, box.y + box.height))
+            self.page.mouse.up()
+
+    def accept(self) -> None:
+        """Accepts the suggestions."""
+        self.page.get_by_test_id("bottombar-accept-suggestions-button").click()
+        self.page.wait_for_function("() => window.Htx.annotationStore.selected.suggestions.size === 0")
+
+    def submit(self) -> None:
+        """Submits the annotation."""
+        with self.page.expect_response(_saves_annotation):
+            self.page.get_by_test_id("bottombar-submit-button").click()
+
+    def picture(self, path: Path) -> None:
+        """A screenshot of the page."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=path)
+
+    def _take_label(self) -> None:
+        """Label Studio lets go of the label after each prompt."""
+        if "lsf-label_selected" not in (self._label.get_attribute("class") or ""):
+            self._label.click()
+
+    @contextmanager
+    def _answer(self) -> Iterator[None]:
+        with self.page.expect_response(lambda response: "/interactive-annotating" in response.url):
+            yield
+        self.page.wait_for_function(_ANSWERED)
+
+    @contextmanager
+    def _held(self, *keys: str) -> Iterator[None]:
+        """Control prompts even inside a box, where a plain click would select that box."""
+        for key in keys:
+            self.page.keyboard.down(key)
+        yield
+        for key in reversed(keys):
+            self.page.keyboard.up(key)
+
+    def _on_page(self, x: float, y: float) -> tuple[float, float]:
+        left, top, width, height = self.page.evaluate(_PHOTO_ON_PAGE)
+        return left + width * x / 100, top + height * y / 100
+
+
+def _saves_annotation(response: Response) -> bool:
+    return response.request.method in ("POST", "PATCH") and "/annotations" in response.url and response.ok
+
+
+def _box(region: Mapping[str, Any]) -> Box:
+    value = region["value"]
+    labels = value.get("rectanglelabels") or region.get("labels")
+    return Box(
+        x=value["x"], y=value["y"], width=value["width"], height=value["height"], label=next(iter(labels or ()), None)
+    )
