@@ -17,7 +17,7 @@ from backend.bulk.jobs import BROKEN_PHOTOS_STATUS
 from backend.errors import CommandError, OptionError
 from backend.label_studio.project import Unavailable
 from model.types import CheckpointError, Detections, Photo
-from scripts import cli
+from scripts import bulk_commands, cli, model_commands, options
 from scripts.console import track
 
 ROOT = Path(__file__).parents[1]
@@ -117,7 +117,7 @@ def test_expected_failures_are_one_line_and_a_status(
 
 
 def test_a_score_threshold_is_the_engines_and_so_part_of_its_version() -> None:
-    assert cli._engine_options("facings-nano", "cpu", 0.25).score_threshold == 0.25
+    assert options.engine_options("facings-nano", "cpu", 0.25).score_threshold == 0.25
 
 
 @pytest.mark.parametrize(
@@ -169,8 +169,9 @@ def corner_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(_: object) -> Iterator[CornerEngine]:
         yield CornerEngine()
 
-    monkeypatch.setattr(cli, "_open_engine", opened)
-    monkeypatch.setattr(cli, "_engine_options", lambda *_: None)
+    for module in (bulk_commands, model_commands):
+        monkeypatch.setattr(module, "open_engine", opened)
+        monkeypatch.setattr(module, "engine_options", lambda *_: None)
 
 
 @pytest.mark.parametrize(("broken", "status"), [(False, 0), (True, BROKEN_PHOTOS_STATUS)])

@@ -1,0 +1,269 @@
+"""`facings evaluate`, `train`, `export` and `benchmark`: checkpoints made and measured.
+
+Knows the options of these subcommands; the work is done by scripts.measure, scripts.train and scripts.export.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from backend.errors import OptionError
+from scripts.options import (
+    CheckpointOption,
+    DeviceOption,
+    PhotosOption,
+    ThresholdOption,
+    engine_options,
+    open_engine,
+    read_settings,
+    refuse,
+    show_warnings,
+)
+
+
+def evaluate(
+    photos: PhotosOption,
+    coco: Annotated[
+        Path, typer.Option(help="Their known boxes: a COCO file or a Label Studio JSON export.", show_default=False)
+    ],
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first photos of the file.", show_default=False)
+    ] = None,
+    prompts: Annotated[bool, typer.Option("--prompts", help="Also measure clicks and rough boxes.")] = False,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Also count corrections at many score thresholds.")] = False,
+    pruning: Annotated[
+        bool,
+        typer.Option(
+            "--pruning",
+            help="Instead, measure what the grid's points in sure objects are worth, which PROPOSALS=grid leaves out; "
+            "a minute a photo on a CPU.",
+        ),
+    ] = False,
+    score_threshold: ThresholdOption = None,
+    checkpoint: CheckpointOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Measure a checkpoint on photos with known boxes.
+
+    Prints AP, AP50, AP75 and AR300 (COCO, 300 detections), the corrections an annotator would make for each 100
+    facings, and the seconds for each photo; with --pruning points, boxes and recall of the grid. The last line is JSON.
+
+    \b
+    Examples:
+      facings evaluate --photos shelves/images --coco shelves/coco.json
+      facings evaluate --photos shelves/images --coco shelves/coco.json --limit 10 --prompts
+      facings evaluate --photos shelves/images --coco coco.json --sweep --checkpoint runs/a/facings-nano.safetensors
+      facings evaluate --photos shelves/images --coco shelves/coco.json --limit 5 --pruning
+    """
+    from scripts.labels import read_truth
+    from scripts.measure import evaluate as command
+
+    if pruning:
+        refuse("--pruning", {"prompts": prompts, "sweep": sweep, "score-threshold": score_threshold})
+    truths = read_truth(coco, photos, limit=limit)
+    if pruning:
+        from scripts.measure.pruning import measure_pruning, print_pruning
+
+        show_warnings()
+        print_pruning(measure_pruning(engine_options(checkpoint, device), photos, truths))
+        return
+    with open_engine(engine_options(checkpoint, device)) as engine:
+        evaluation = command.evaluate(
+            engine, photos, truths, score_threshold=score_threshold, prompts=prompts, sweep=sweep
+        )
+    command.print_report(evaluation)
+
+
+def train(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/nano"),
+    minutes: Annotated[float, typer.Option(min=0.01, help="Length of the run; the learning rate follows it.")] = 60.0,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also learn from photos with known boxes: a COCO file or a Label Studio JSON export.",
+            show_default=False,
+        ),
+    ] = None,
+    photos: Annotated[Path | None, typer.Option(help="Folder of the photos of --labels.", show_default=False)] = None,
+    start_from: Annotated[
+        Path | None,
+        typer.Option("--from", help="Weights to begin with; by default the bundled ones with --labels, else none."),
+    ] = None,
+    dev: Annotated[
+        Path | None,
+        typer.Option(help="Measure on these known boxes meanwhile, and calibrate the threshold.", show_default=False),
+    ] = None,
+    dev_photos: Annotated[Path | None, typer.Option(help="Folder of the photos of --dev.", show_default=False)] = None,
+    textures: Annotated[
+        Path | None, typer.Option(help="Folder of product photos to put on some of the faces.", show_default=False)
+    ] = None,
+    preview: Annotated[
+        Path | None,
+        typer.Option(help="Only draw rendered shelves with their boxes into this picture.", show_default=False),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="Highest one; 2e-3 for new weights, 5e-4 for weights to begin with.", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the rendered shelves and the first weights.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes that render; a GPU wants as many as there are cores.")
+    ] = 2,
+) -> None:
+    """Train facings-nano on rendered shelves, or fine-tune it on your own labels.
+
+    The run's folder gets its log, all that is needed to go on after an interruption, and at the end the checkpoint,
+    which CHECKPOINT takes.
+
+    \b
+    Examples:
+      facings train --out runs/first --minutes 60
+      facings train --out runs/first --minutes 60 --resume
+      facings train --out runs/gpu --minutes 60 --device cuda --workers 16
+      facings train --out runs/own --minutes 30 --labels export.json --photos shelves
+      facings train --out runs/own --labels a.json --photos shelves --dev b.json --dev-photos shelves
+      facings train --preview shelves.png
+    """
+    if preview is not None:
+        from model.renderer.shelves import load_textures
+        from model.renderer.shelves import preview as draw_preview
+
+        draw_preview(preview, textures=load_textures(textures) if textures else None, seed=seed)
+        print(f"rendered shelves in {preview}")
+        return
+    for labelled, folder, name in ((labels, photos, "photos"), (dev, dev_photos, "dev-photos")):
+        if labelled is not None and folder is None:
+            raise OptionError(f"{str(labelled)!r}: expected the folder of its photos in --{name}")
+    from model.checkpoints import BUNDLED_WEIGHTS
+    from model.training.loop import TrainOptions
+    from scripts import train as command
+    from scripts.labels import read_truth
+
+    if labels is not None and start_from is None:
+        start_from = BUNDLED_WEIGHTS
+    options = TrainOptions(
+        out=out,
+        minutes=minutes,
+        start_from=start_from,
+        textures=textures,
+        labelled=command.labelled_photos(read_truth(labels, photos), photos) if labels and photos else None,
+        seed=seed,
+        device=device,
+        learning_rate=learning_rate or (2e-3 if start_from is None else 5e-4),
+        workers=workers,
+        resume=resume,
+    )
+    score = command.scorer(read_truth(dev, dev_photos), dev_photos, device) if dev and dev_photos else None
+    print(f"checkpoint in {command.train(options, score)}")
+
+
+def export(
+    out: Annotated[Path, typer.Option(help="Folder for the files.", show_default=False)],
+    checkpoint: CheckpointOption = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the encoder's products: fp32 or fp16; by default fp16 where a TensorRT engine is built.",
+            show_default=False,
+        ),
+    ] = None,
+    most_tiles: Annotated[int, typer.Option(min=1, help="Largest batch of a TensorRT engine.")] = 16,
+) -> None:
+    """Write the encoder and the decoder as ONNX files, and a TensorRT engine where TensorRT is installed.
+
+    The files are compared with torch on ONNX Runtime where that is installed. The last line is JSON. ENCODER makes the
+    engine use the encoder; the README says what goes into the files and what comes out.
+
+    \b
+    Examples:
+      facings export --out exported
+      facings export --out exported --checkpoint sam2.1_hiera_large --precision fp16
+      ENCODER=exported facings serve
+    """
+    if precision not in (None, "fp32", "fp16"):
+        raise OptionError(f"--precision: expected fp32 or fp16, got {precision!r}")
+    settings = read_settings(checkpoint=checkpoint)
+    from scripts import export as command
+
+    show_warnings()
+    exported = command.export(
+        settings.checkpoint,
+        settings.checkpoint_config,
+        out,
+        precision=precision,  # type: ignore[arg-type]
+        most_tiles=most_tiles,
+    )
+    command.print_report(exported)
+
+
+def benchmark(
+    section: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="sizes: seconds by size of photo. lanes: clicks while bulk work runs, in the engine. http: the same "
+            "through HTTP. memory: resident memory over many requests. upstream: sam2's own predictor on the same "
+            "weights. generator: sam2's own mask generator on the same weights, minutes a photo on a CPU. parity: "
+            "how alike boxes are, and in each precision. floor: the least time that the arithmetic and the bytes "
+            "take here. project: a whole Label Studio project beside the bare engine. Repeatable; sizes, lanes, "
+            "http and upstream by default.",
+            show_default=False,
+        ),
+    ] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="Measured rounds, after one to warm up.")] = 5,
+    requests: Annotated[
+        int | None, typer.Option(min=200, help="Measure memory over this many requests.", show_default=False)
+    ] = None,
+    megapixels: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0.1,
+            help="Of the photos of sizes, upstream, generator and parity; repeatable, 2, 8 and 16 by default. At 16, "
+            "upstream's generator takes 13 GB.",
+            show_default=False,
+        ),
+    ] = None,
+    random_weights: Annotated[
+        bool,
+        typer.Option("--random-weights", help="Of a SAM 2.1 checkpoint: its network, for speed, without its weights."),
+    ] = False,
+    checkpoint: CheckpointOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Measure speed and memory on this machine.
+
+    Medians and 95th percentiles after a warm-up, and the peak memory. The last line is JSON. Beside upstream stands the
+    network that --checkpoint names, with random weights, or SAM 2.1 tiny. Speed does not depend on weights; boxes do.
+
+    \b
+    Examples:
+      facings benchmark
+      facings benchmark --section sizes --section lanes --repeat 10
+      facings benchmark --section memory --requests 2000
+      facings benchmark --section generator --checkpoint sam2.1_hiera_large --megapixels 2 --repeat 1
+      facings benchmark --section sizes --section floor --checkpoint sam2.1_hiera_large --random-weights
+    """
+    from scripts.measure import benchmark as command
+
+    names = section or ["sizes", "lanes", "http", "upstream"]
+    if requests is not None and "memory" not in names:
+        names = [*names, "memory"]
+    unknown = set(names) - {*command.Section}
+    if unknown:
+        raise OptionError(f"--section: expected {', '.join(command.Section)}, got {sorted(unknown)[0]!r}")
+    sections = [command.Section(name) for name in names]
+    show_warnings()
+    options = engine_options(checkpoint, device)
+    with command.without_weights(options) if random_weights else nullcontext(options) as measured:
+        command.benchmark(
+            measured,
+            sections,
+            repeat=repeat,
+            requests=requests or 2000,
+            megapixels=megapixels or command.MEGAPIXELS,
+        )
