@@ -1,4 +1,4 @@
-"""What import-linter's contracts in pyproject.toml cannot say: who reads the environment, who imports sam2, how long."""
+"""What the import contracts in pyproject.toml cannot say: who reads the environment, who imports sam2, how long."""
 
 from __future__ import annotations
 
