@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,9 @@ def test_in_model_and_backend_only_the_settings_read_the_environment() -> None:
 def test_no_module_has_more_than_450_lines() -> None:
     lengths = {path: len(source.splitlines()) for path, source in sources(*PACKAGES).items()}
     assert {path: lines for path, lines in lengths.items() if lines > MAX_LINES} == {}
+
+
+def test_every_package_is_installed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    folders = {path.rpartition("/")[0].replace("/", ".") for path in sources(*PACKAGES)}
+    assert folders - set(project["tool"]["setuptools"]["packages"]) == set()
