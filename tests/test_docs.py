@@ -26,7 +26,7 @@ from werkzeug.serving import make_server
 from backend.errors import FacingsError
 from backend.metrics import STATES, Metrics, Outcome
 from backend.settings import SETTINGS, Settings
-from backend.transports.label_studio_app import STATUSES, create_app
+from backend.transports import label_studio_app
 from model.renderer.shelves import render_shelf
 from model.stages import Stage
 from scripts import generate_docs
@@ -72,7 +72,7 @@ def command_lines(text: str) -> list[list[str]]:
             else:
                 words.append(word)
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-    spans = (span.split() for span in re.findall(r"`([^`\n]+)`", prose))
+    spans = (span.split() for span in re.findall(r"`([^`\n]+\n?[^`\n]*)`", prose))
     lines += [words for words in spans if set(words) & {"make", "facings"} and (len(words) > 1 or words == ["make"])]
     return lines
 
@@ -130,6 +130,7 @@ def anchors(text: str) -> set[str]:
         ("```sh\nmake a \\\n  B=c\nd | e\n```", [["make", "a", "B=c"], ["d"], ["e"]]),
         ("```sh\nprintf 'a\nb' |\n  curl -d @-\n```", [["printf", "a\n;b"], ["curl", "-d", "@-"]]),
         ("Run `make x`, not `y z`, nor `facings`.", [["make", "x"]]),
+        ("Run `make\nx`, or `make y`.", [["make", "x"], ["make", "y"]]),
     ],
 )
 def test_commands_are_found_wherever_they_stand(text: str, words: list[list[str]]) -> None:
@@ -219,7 +220,7 @@ def test_every_label_config_stands_in_its_page() -> None:
 
 
 def test_every_metric_stands_in_operations_with_its_labels_and_the_other_way_round() -> None:
-    app = create_app(Settings(), FakeEngine())
+    app = label_studio_app.create_app(Settings(), FakeEngine())
     metrics: Metrics = app.extensions["facings"].metrics
     metrics.count_request("/predict", 200, 0.1)
     metrics.count_error("request")
@@ -260,7 +261,7 @@ def test_every_kind_of_error_stands_in_the_http_api_with_its_status() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (\d+) \|", section(DOCS / "http-api.md", "Errors"), re.MULTILINE)
     documented = {kind: int(status) for kind, status in rows}
     assert documented.pop("request_too_large") == 413  # Flask's own, of no class
-    assert documented == {kind: STATUSES[kind] for kind in kinds(FacingsError)}
+    assert documented == {kind: label_studio_app.STATUSES[kind] for kind in kinds(FacingsError)}
 
 
 def test_the_changelog_knows_the_version_or_what_is_not_released_yet() -> None:
@@ -375,7 +376,7 @@ def test_the_python_examples_run(
 @pytest.fixture
 def address() -> Iterator[str]:
     """Where the app listens, with an engine that sees areas of one colour."""
-    app = create_app(Settings(), FakeEngine())
+    app = label_studio_app.create_app(Settings(), FakeEngine())
     server = make_server("127.0.0.1", 0, app, threaded=True)
     thread = threading.Thread(target=server.serve_forever, name="app")
     thread.start()
