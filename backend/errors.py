@@ -147,3 +147,9 @@ class OptionError(CommandError):
     """An option that is wrong, or does not go with another."""
 
     exit_status = 2
+
+
+class Interrupted(CommandError):
+    """The run was interrupted: Ctrl-C, or a request to terminate."""
+
+    exit_status = 130

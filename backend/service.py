@@ -41,7 +41,7 @@ class Service:
         self.metrics = metrics
 
     @classmethod
-    def open(cls, settings: Settings, *, engine: Engine | None = None) -> Service:
+    def open(cls, settings: Settings, *, engine: Engine | None = None) -> Self:
         """Wires everything that the settings ask for. Returns at once; the weights load in the background.
 
         engine: one to use instead of the settings' own.

@@ -13,7 +13,7 @@ from backend.label_studio.label_config import LabelConfig
 from backend.label_studio.predictions import photo_address
 from backend.label_studio.regions import Region, regions_from_detections
 from backend.photos.loader import Access
-from backend.service import Service
+from backend.service import Answer, Service
 from model import Lane, Photo
 
 
@@ -36,6 +36,26 @@ def load_photos(
     )
 
 
+def detect(
+    service: Service,
+    photos: Sequence[Photo],
+    config: LabelConfig,
+    *,
+    score_threshold: float | None = None,
+    lane: Lane = "bulk",
+    deadline: float | None = None,
+) -> list[Answer]:
+    """All facings on each of the task's photos, in order.
+
+    score_threshold: None takes each box control's `model_score_threshold`, then the engine's. Raises EngineError.
+    """
+    answers = []
+    for photo, image in zip(photos, config.images, strict=True):
+        threshold = image.boxes.score_threshold if score_threshold is None else score_threshold
+        answers.append(service.preannotate(photo, score_threshold=threshold, lane=lane, deadline=deadline))
+    return answers
+
+
 def preannotate(
     service: Service,
     photos: Sequence[Photo],
@@ -45,13 +65,9 @@ def preannotate(
     lane: Lane = "bulk",
     deadline: float | None = None,
 ) -> list[Region]:
-    """Regions of all facings on the task's photos.
-
-    score_threshold: None takes each box control's `model_score_threshold`, then the engine's. Raises EngineError.
-    """
+    """Regions of all facings on the task's photos; the rest as `detect`."""
+    answers = detect(service, photos, config, score_threshold=score_threshold, lane=lane, deadline=deadline)
     regions: list[Region] = []
-    for photo, image in zip(photos, config.images, strict=True):
-        threshold = image.boxes.score_threshold if score_threshold is None else score_threshold
-        answer = service.preannotate(photo, score_threshold=threshold, lane=lane, deadline=deadline)
+    for answer, image in zip(answers, config.images, strict=True):
         regions += regions_from_detections(answer.detections, answer.size_wh, image)
     return regions

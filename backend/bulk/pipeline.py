@@ -204,7 +204,8 @@ class Run(Generic[Item, Loaded, Made]):
         stopping: threading.Event,
         readers: int = READERS,
     ) -> None:
-        self._jobs, self._load, self._work, self._sink, self._tally = jobs, load, work, sink, tally
+        self.tally = tally
+        self._jobs, self._load, self._work, self._sink = jobs, load, work, sink
         self._fatal, self._stopping = fatal, stopping
         self._to_load: Channel[tuple[int, Job[Item]]] = Channel(2 * readers, writers=1)
         self._loaded: Channel[tuple[int, Job[Item], Loaded]] = Channel(LOADED_AHEAD, writers=readers)
@@ -227,7 +228,7 @@ class Run(Generic[Item, Loaded, Made]):
         show: called several times a second. Interrupted (KeyboardInterrupt in this thread), the run begins nothing new
         and stores what is done; a second interrupt ends it at once and is raised.
         """
-        self._tally.started = time.monotonic()
+        self.tally.started = time.monotonic()
         for thread in self._threads:
             thread.start()
         interrupted = False
@@ -235,7 +236,7 @@ class Run(Generic[Item, Loaded, Made]):
             while any(thread.is_alive() for thread in self._threads):
                 try:
                     self._threads[-1].join(POLL_S)
-                    show(self._tally)
+                    show(self.tally)
                 except KeyboardInterrupt:
                     if interrupted:
                         raise
@@ -245,7 +246,7 @@ class Run(Generic[Item, Loaded, Made]):
             self._abort()
             raise
         finally:
-            self._tally.ended = time.monotonic()
+            self.tally.ended = time.monotonic()
         if self._error is not None:
             raise self._error
         return not interrupted
@@ -306,7 +307,7 @@ class Run(Generic[Item, Loaded, Made]):
         self._outcomes.put(Outcome(number=number, key=job.key, label=job.label, failure=reason_of(error)))
 
     def _store(self) -> None:
-        sink, tally = self._sink, self._tally
+        sink, tally = self._sink, self.tally
         while outcomes := self._outcomes.take(sink.batch, sink.batch_limit, sink.batch_wait_s):
             refused = sink.put(outcomes)
             for outcome in outcomes:

@@ -5,8 +5,7 @@ Knows the failures of httpx and of the SDK, and HTTP statuses. Knows neither tas
 CommandError
 └── ProjectError           exit status 1  Label Studio does not do what was asked
     ├── RequestRejected    exit status 1  it answered, and will give the same answer again
-    ├── Unavailable        exit status 4  it was away for longer than the retry budget
-    └── Interrupted      exit status 130  the run was interrupted while it waited for Label Studio
+    └── Unavailable        exit status 4  it was away for longer than the retry budget
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import Any
 import httpx
 from label_studio_sdk.core.api_error import ApiError
 
-from backend.errors import CommandError, PhotoForbidden, PhotoUnreachable
+from backend.errors import CommandError, Interrupted, PhotoForbidden, PhotoUnreachable
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 STOPPING_S = 10.0  # for what is done already
@@ -38,12 +37,6 @@ class Unavailable(ProjectError):
     """Label Studio was away for longer than the retry budget."""
 
     exit_status = 4
-
-
-class Interrupted(ProjectError):
-    """The run was interrupted while it waited for Label Studio."""
-
-    exit_status = 130
 
 
 class RequestRejected(ProjectError):
