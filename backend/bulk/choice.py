@@ -6,7 +6,7 @@ Knows tasks and what they hold. Knows neither photos nor predictions' contents.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from backend.bulk.names import NO_PHOTO, photo_name
 from backend.bulk.pipeline import Job, Tally
@@ -41,7 +41,7 @@ ALL_SHARDS = Shard(number=1, count=1)
 class Wanted:
     """Which tasks of a project get boxes. again: also those that hold a prediction of the version; limit: at most."""
 
-    selection: Selection = Selection()
+    selection: Selection = field(default_factory=Selection)
     shard: Shard = ALL_SHARDS
     again: bool = False
     only_unlabeled: bool = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -100,6 +100,7 @@ def preannotate_files(
         )
         for number, (photo, name) in enumerate(zip(photos.photos, names, strict=True), 1)
     )
+
     def load(file: _File) -> Photo:
         return service.photo(file.photo.path)
 
@@ -164,7 +165,7 @@ def upload_predictions(
     *,
     show: Show = show_nothing,
 ) -> Report:
-    """A prediction of this version, as `prediction_json`, on every wanted task; `work` makes it of what `load` gives."""
+    """A prediction of this version on every wanted task: `work` makes it of what `load` gives."""
     tally = Tally(total=count_of(project, wanted))
     uploads = Uploads(project, version, again=wanted.again)
     jobs = jobs_of(tasks_to_do(project, version, wanted, tally, on_held=uploads.verify), project.label_config)
@@ -228,7 +229,8 @@ def dry_run(project: Project, version: str, wanted: Wanted, *, show: Show = show
 
 def finish_run(run: Run[Item, Loaded, Made], service: BulkService, show: Show) -> Report:
     """The run to its end, and its report. An expected error that ends it early is the report's `stopped`."""
-    busy_before, stopped = service.busy_s, None
+    busy_before = service.busy_s
+    stopped: CommandError | None = None
     try:
         if not run.finish(show):
             stopped = Interrupted("interrupted")

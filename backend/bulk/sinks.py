@@ -27,7 +27,7 @@ class ProjectSink:
 
     def put(self, outcomes: Sequence[Outcome[bytes]]) -> Mapping[str | int, str]:
         made = {int(outcome.key): outcome.made for outcome in outcomes if outcome.made is not None}
-        return {**self._uploads.put(made)} if made else {}
+        return dict(self._uploads.put(made).items()) if made else {}
 
     def close(self) -> None:
         self._uploads.close()
@@ -57,7 +57,7 @@ class FileSink:
             self._add_first()
 
     def finish(self, *, is_complete: bool) -> bool:
-        """Completes the file, once the run has ended. False, and no file, when an incomplete run has no photo for it."""
+        """Completes the file of an ended run. False, and no file, when an incomplete run has no photo for it."""
         self.close()
         if is_complete or self._added:
             self._writer.finish()

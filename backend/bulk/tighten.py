@@ -98,7 +98,7 @@ def version_of(engine_version: str, source: Source) -> str:
 def tighten(
     service: BulkService, project: Project, wanted: Wanted, *, source: Source, show: Show = show_nothing
 ) -> tuple[Report, Moved]:
-    """A prediction with redrawn rectangles on every wanted task that has any. Killed, it goes on like a pre-annotation."""
+    """A prediction with redrawn rectangles on every wanted task that has any. A killed run can be run again."""
     config, version, movement = project.label_config, version_of(service.engine.version, source), Movement()
     images = [image.image_name for image in config.images]
 
@@ -159,7 +159,7 @@ def redraw(
     ]
 
 
-def _redrawn(region: Mapping[str, Any], box_xyxy: FloatArray, score: float, size_wh: tuple[int, int]) -> Region:
+def _redrawn(region: Mapping[str, Any], box_xyxy: FloatArray, score: np.float32, size_wh: tuple[int, int]) -> Region:
     return {
         **{key: region[key] for key in ("from_name", "to_name", "type", "id") if key in region},
         "original_width": size_wh[0],

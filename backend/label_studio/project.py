@@ -92,12 +92,12 @@ class Project:
         self._sdk = LabelStudio(base_url=f"{self.url}/", api_key="-", httpx_client=self._http, max_retries=0)  # type: ignore[no-untyped-call]
         try:
             facts: Any = self._with_retries(f"project {self.id}", lambda: self._sdk.projects.get(id=self.id))
+            self.label_config: LabelConfig = parse_label_config(str(facts.label_config))
         except BaseException:
             self._http.close()
             raise
         self.title = str(facts.title)
         self.task_count = int(facts.task_number or 0)
-        self.label_config: LabelConfig = parse_label_config(str(facts.label_config))
         self._retry_budget_s = retry_budget_s
 
     def __enter__(self) -> Project:
@@ -200,7 +200,7 @@ class Project:
         last = 0
         while True:
             after = {"filter": "filter:tasks:id", "operator": "greater", "type": "Number", "value": last}
-            page = self._with_retries("tasks", partial(self._list, TASKS_PER_PAGE, filters=[after]))
+            page: list[Task] = self._with_retries("tasks", partial(self._list, TASKS_PER_PAGE, filters=[after]))
             if not page:
                 return
             yield page
@@ -215,7 +215,7 @@ class Project:
             "value": [],
         }
         query["filters"] = {"conjunction": "and", "items": [versions, *filters]}
-        page = self._sdk.tasks.list(
+        page: Any = self._sdk.tasks.list(
             project=self.id, page_size=count, fields="task_only", query=json.dumps(query), resolve_uri=False
         )
         return [self._task(task) for task in page.items or []]
@@ -267,7 +267,7 @@ class Project:
         return list(ids)
 
     def _post_without_token(self, url: str, body: Mapping[str, str]) -> httpx.Response:
-        return self._http.post(url, json=body, auth=None)
+        return self._http.post(url, json=body, auth=httpx.Auth())
 
     def _where(self, what: str) -> str:
         return f"Label Studio at {self.url}: {what}"

@@ -42,7 +42,7 @@ class Unavailable(ProjectError):
 class RequestRejected(ProjectError):
     """Label Studio answered, and will give the same answer again. status: of HTTP, 0 when none was sent."""
 
-    def __init__(self, message: str, status: int) -> None:
+    def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
         self.status = status
 
