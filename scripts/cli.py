@@ -1,7 +1,7 @@
 """The command `facings`: parses, calls, prints.
 
-Knows the options of each subcommand and how an expected failure is told: one line on standard error and a non-zero exit
-status. Everything heavy is imported by the subcommand that needs it, so that `--help` answers at once.
+Knows the subcommands, and how an expected failure is reported: one line on standard error and a non-zero exit status.
+Everything heavy is imported by the subcommand that needs it, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Annotated
 
 import typer
 
-from backend.errors import CommandError
-from scripts.bulk_commands import preannotate, tighten
+from backend.errors import CommandError, Interrupted
+from scripts.bulk_commands import preannotate, project_app
 from scripts.model_commands import benchmark, evaluate, export, train
 from scripts.options import CheckpointOption, DeviceOption, read_settings
 
@@ -77,8 +77,9 @@ def demo(
     command.demo(photos, port, label_studio_port, **({} if data is None else {"data": data}))
 
 
-for command in (preannotate, tighten, evaluate, train, export, benchmark):
+for command in (preannotate, evaluate, train, export, benchmark):
     app.command()(command)
+app.add_typer(project_app, name="project")
 
 
 def _is_expected(error: Exception) -> bool:
@@ -95,7 +96,8 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        sys.exit(130)
+        print("facings: interrupted", file=sys.stderr)
+        sys.exit(Interrupted.exit_status)
     except Exception as error:
         if not _is_expected(error):
             raise

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import psutil
 
-from backend.bulk.jobs import Wanted, preannotate_project
-from backend.label_studio.project import Project, Selection
+from backend.bulk.choice import Wanted
+from backend.bulk.jobs import preannotate_project
+from backend.bulk.service import BulkService
+from backend.label_studio.project import Project
 from backend.photos.files import read_photo
 from backend.settings import Settings
 from model import Engine, EngineOptions, Sam2Engine
@@ -83,8 +85,9 @@ def measure_project(options: EngineOptions, *, photos: int = PHOTOS) -> ProjectR
                 before = _bare_rate(engine, paths[::2])
                 cpu_s = _cpu_s(server.pid)
                 settings = Settings(label_studio_url=client.url, label_studio_api_key=account.token)
-                with Project(client.url, account.token, number, patience_s=60) as project:
-                    report = preannotate_project(engine, project, Wanted(selection=Selection()), settings)
+                service = BulkService.open(settings, engine=engine)
+                with Project(client.url, account.token, number, retry_budget_s=60) as project:
+                    report = preannotate_project(service, project, Wanted())
                 cpu_s = _cpu_s(server.pid) - cpu_s
                 after = _bare_rate(engine, paths[1::2])
         finally:
