@@ -119,6 +119,7 @@ def print_dry_run_of_project(project: Project, version: str, wanted: Wanted, tal
 def _first(failures: Sequence[Failure], place: Place) -> Iterator[str]:
     for failure in failures[:FAILURES_LISTED]:
         task = f"task {failure.key}, " if place.things == "tasks" else ""
-        yield f"  {task}{failure.label}: {failure.reason}"
+        reason = failure.reason.removeprefix(f"{failure.label!r}: ")  # errors of photos begin with it
+        yield f"  {task}{failure.label}: {reason}"
     if len(failures) > FAILURES_LISTED:
         yield f"  … and {len(failures) - FAILURES_LISTED} more; --report FILE.json lists all"
