@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from backend.errors import CommandError, Interrupted
+from backend.errors import CommandError, FacingsError, Interrupted
 from scripts.bulk_commands import preannotate, project_app
 from scripts.model_commands import benchmark, evaluate, export, train
 from scripts.options import CheckpointOption, DeviceOption, read_settings
@@ -83,12 +83,11 @@ app.add_typer(project_app, name="project")
 
 
 def _is_expected(error: Exception) -> bool:
-    """True for failures whose message says all there is to know."""
-    if isinstance(error, CommandError) or (isinstance(error, OSError) and error.filename is not None):
+    """True for failures whose message is all that a user needs."""
+    if isinstance(error, CommandError | FacingsError) or (isinstance(error, OSError) and error.filename is not None):
         return True
-    trees = (("model.types", "EngineError"), ("backend.errors", "FacingsError"))
-    # What raised an error of a tree has imported it; importing it here would only cost time.
-    return any(isinstance(error, getattr(sys.modules.get(module), tree, ())) for module, tree in trees)
+    types = sys.modules.get("model.types")  # whatever raised an EngineError has imported it; importing torch is slow
+    return types is not None and isinstance(error, types.EngineError)
 
 
 def main() -> None:
@@ -96,7 +95,6 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        print("facings: interrupted", file=sys.stderr)
         sys.exit(Interrupted.exit_status)
     except Exception as error:
         if not _is_expected(error):

@@ -329,7 +329,7 @@ def _import_ray() -> Any:
 
 
 def _innermost(error: BaseException) -> str:
-    """The line that says what happened in an actor, under Ray's own traces."""
+    """The line about what happened in an actor, without Ray's own traces."""
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error).strip().splitlines()[-1]

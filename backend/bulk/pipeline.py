@@ -66,7 +66,7 @@ class Outcome(Generic[Made]):
 
 
 class NothingToDo(Exception):
-    """A job needs no boxes. Its message says why, as a count of such jobs reads: "without rectangles"."""
+    """A job needs no boxes. Its message is the reason, as it reads after a count: "without rectangles"."""
 
 
 class Sink(Protocol[Made]):
