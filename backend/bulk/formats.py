@@ -195,7 +195,7 @@ class _Coco:
 
 
 class _Yolo:
-    """A YOLO data set. Each label file is there, and whole, when its photo was added; the lists are there at the end."""
+    """A YOLO data set. A label file is there, and whole, once its photo was added; the lists are there at the end."""
 
     def __init__(self, out: Path, config: LabelConfig, stack: ExitStack) -> None:
         self._out, self._config = out, config
