@@ -14,12 +14,14 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from pycocotools.coco import COCO
 
 from backend.bulk.formats import BoxedPhoto, BoxedTask, Format, image_id, open_writer
 from backend.errors import CommandError
 from backend.label_studio.label_config import BoxControl, ImageControls, LabelConfig, PromptControls
 from model.types import Detections
+from scripts.labels import read_truth
 
 VERSION = "fake-12345678"
 
@@ -137,6 +139,19 @@ def test_pycocotools_reads_the_data_set_and_takes_its_annotations_as_results(tmp
     with contextlib.redirect_stdout(io.StringIO()):
         results = coco.loadRes([*json.loads(path.read_text())["annotations"]])
     assert [found["score"] for found in results.loadAnns(results.getAnnIds())] == [0.9, 0.8, 0.9]
+
+
+def test_evaluate_reads_the_data_set(tmp_path: Path) -> None:
+    path = write(tmp_path / "boxes.json", Format.coco, [task_of(1, boxed("a.jpg", BOXES)), task_of(2, boxed("b.jpg"))])
+    for name in ("a.jpg", "b.jpg"):
+        Image.new("RGB", (80, 100)).save(tmp_path / name)
+    first, second = read_truth(path, tmp_path)
+    assert (first.file_name, first.size_wh, first.boxes_xyxy.tolist()) == (
+        "a.jpg",
+        (80, 100),
+        [[10, 20, pytest.approx(30.12), 50], [0, 60, 40, 100]],
+    )
+    assert len(second.boxes_xyxy) == 0
 
 
 @pytest.mark.parametrize("kind", [Format.coco, Format.label_studio])
@@ -278,6 +293,23 @@ def test_a_second_run_writes_the_same_files(tmp_path: Path) -> None:
         out = write(tmp_path / "yolo", Format.yolo, tasks)
         contents.append({name: (out / name).read_bytes() for name in listed(out)})
     assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize("name", ["data.yaml", "classes.txt", "labels/1.txt"])
+def test_a_data_set_that_somebody_else_made_is_not_overwritten(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("by hand")
+    with pytest.raises(CommandError, match=f"expected a new folder, or one that an earlier run wrote.*{name[:6]}"):
+        write(tmp_path, Format.yolo, [task_of(1, boxed("1.jpg"))])
+    assert (listed(tmp_path), path.read_text()) == ([name], "by hand")
+
+
+def test_labels_may_lie_beside_the_folder_of_their_photos(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    write(tmp_path, Format.yolo, [task_of(1, boxed("1.jpg"))])
+    assert "labels/1.txt" in listed(tmp_path)
 
 
 # -- runs that end early -----------------------------------------------------------------------------------------------

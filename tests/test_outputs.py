@@ -183,6 +183,10 @@ def test_no_photo_is_overwritten(tmp_path: Path) -> None:
     assert "another folder than that of the photos" in refusal(draw=tmp_path, photos=[photo])
     check_outputs(draw=tmp_path / "drawn", photos=[photo])
     assert "another file than the photo" in refusal(out=photo, photos=[photo])
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/1.jpg").symlink_to(photo)
+    for folder in (tmp_path, tmp_path / "links"):
+        assert "another folder than that of the photos" in refusal(draw=folder, photos=[tmp_path / "links/1.jpg"])
     assert "expected a file that is no photo" in refusal(out=tmp_path / "1.JPG")
     assert "expected a file that is no photo" in refusal(report=tmp_path / "1.png")
 
@@ -344,6 +348,14 @@ def test_a_photo_that_is_too_wide_for_jpeg_is_drawn_smaller(tmp_path: Path) -> N
         drawn = np.asarray(image).astype(int)
     greenest = (drawn[:, :, 1] - drawn[:, :, 0]).max(axis=0).argmax()
     assert 65_000 - 100 < greenest < 65_200 + 100
+
+
+def test_a_drawing_takes_the_place_of_a_link_and_not_of_the_photo_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"a photo")
+    (tmp_path / "drawn.jpg").symlink_to("photo.jpg")
+    assert draw_boxes(photo_of(10, 10), NO_BOXES, tmp_path / "drawn.jpg") is None
+    assert (tmp_path / "photo.jpg").read_bytes() == b"a photo"
+    assert not (tmp_path / "drawn.jpg").is_symlink()
 
 
 def test_a_drawing_that_cannot_be_written_gives_its_reason(small_disk: Path) -> None:

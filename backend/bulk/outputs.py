@@ -83,7 +83,9 @@ def _check_photos(photos: Sequence[Path], files: Sequence[_Place], drawings: Seq
     """No photo is overwritten, and no drawing becomes a photo of the next run."""
     real_photos = [Path(os.path.realpath(path)) for path in photos]
     sources = {path for path in real_photos if path.is_dir()}
-    folders_of_files = {path.parent for path in real_photos if path not in sources}
+    # A photo may be a link: neither the link nor the file it leads to may be drawn over.
+    links = {Path(os.path.realpath(path.parent)) for path in photos if not path.is_dir()}
+    folders_of_files = links | {path.parent for path in real_photos if path not in sources}
     for place in files:
         if any(_is_same(place.real, path) for path in real_photos if path not in sources):
             raise OptionError(f"{place.option} {place}: expected another file than the photo")
@@ -270,6 +272,8 @@ def draw_boxes(photo: Photo, boxes_xyxy: npt.NDArray[np.float32], path: Path) ->
         content = _jpeg(photo, boxes_xyxy)
         with os_errors_as_command_error(path):
             Path(os.path.realpath(path.parent)).mkdir(parents=True, exist_ok=True)
+            if path.is_symlink():  # it may lead to a photo
+                path.unlink()
         write_whole(path, content)
     except CommandError as error:
         return str(error)
