@@ -223,6 +223,18 @@ def test_a_disk_that_takes_no_file_is_found_before_the_run(small_disk: Path) -> 
     assert "Read-only file system" in refusal(draw=small_disk)
 
 
+def test_a_disk_that_is_full_already_is_found_before_the_run(small_disk: Path) -> None:
+    (small_disk / "old.json").write_bytes(bytes(60 * 1024))
+    (small_disk / "filler").write_bytes(bytes(4 * 1024))
+    for outputs in (
+        {"out": small_disk / "new.json"},
+        {"report": small_disk / "old.json"},
+        {"draw": small_disk / "new"},
+    ):
+        assert "No space left on device" in refusal(**outputs)
+    assert listed(small_disk) == ["filler", "old.json"]
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_permissions_are_found_before_the_run(tmp_path: Path) -> None:
     (tmp_path / "old.json").touch(0o400)
