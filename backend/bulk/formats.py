@@ -30,6 +30,7 @@ import numpy as np
 
 from backend.bulk.names import FileNames
 from backend.bulk.outputs import GrowingFile, os_errors_as_command_error, write_whole
+from backend.errors import CommandError
 
 if TYPE_CHECKING:
     from backend.label_studio.label_config import ImageControls, LabelConfig
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 SPOOL_BYTES = 1 << 20  # of COCO's images in memory; more of them go to a file without a name
 YOLO_HEADER = """\
+# Boxes by Facings.
 # Put or link the photos into images/, under the names in images.txt; photos.csv lists which photo has which name.
 # path: change it when this folder is moved. val: these boxes are predictions; validate on photos of your own.
 """
@@ -195,16 +197,17 @@ class _Coco:
 
 
 class _Yolo:
-    """A YOLO data set. Each label file is there, and whole, when its photo was added; the lists are there at the end."""
+    """A YOLO data set. A label file is there, and whole, once its photo was added; the lists are there at the end."""
 
     def __init__(self, out: Path, config: LabelConfig, stack: ExitStack) -> None:
         self._out, self._config = out, config
         self._classes = box_labels(config)
         self._names = FileNames()
         with os_errors_as_command_error(out):
+            self._refuse_foreign()
             (out / "labels").mkdir(parents=True, exist_ok=True)
-        write_whole(out / "classes.txt", "".join(f"{label}\n" for label in self._classes))
         write_whole(out / "data.yaml", self._data_yaml())
+        write_whole(out / "classes.txt", "".join(f"{label}\n" for label in self._classes))
         self._list = stack.enter_context(GrowingFile(out / "images.txt"))
         self._table = stack.enter_context(GrowingFile(out / "photos.csv"))
         self._table.write(_csv_row("image_id", "photo", "image"))
@@ -223,6 +226,17 @@ class _Yolo:
     def finish(self) -> None:
         self._list.commit()
         self._table.commit()
+
+    def _refuse_foreign(self) -> None:
+        """A data set that somebody else made, perhaps with boxes by hand, is not overwritten."""
+        description = self._out / "data.yaml"
+        if description.is_file() and description.read_bytes().startswith(YOLO_HEADER.encode()[:20]):
+            return
+        for name in ("data.yaml", "classes.txt", "images.txt", "photos.csv", "labels"):
+            path = self._out / name
+            if path.exists() and not (path.is_dir() and next(path.iterdir(), None) is None):
+                expected = "expected a new folder, or one that an earlier run wrote"
+                raise CommandError(f"{str(self._out)!r}: {expected}; got one with {name!r}")
 
     def _rows_of(self, photo: BoxedPhoto) -> Iterator[str]:
         width, height = photo.size_wh

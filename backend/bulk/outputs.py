@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 BOX_COLOUR = (0, 220, 60)
 JPEG_SIDE_PX = 65_500  # the longest side that libjpeg writes
+PROBE_BYTES = 4096  # the usual block: an empty file fits on a full disk
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFCHR: "a device",
@@ -83,7 +84,9 @@ def _check_photos(photos: Sequence[Path], files: Sequence[_Place], drawings: Seq
     """No photo is overwritten, and no drawing becomes a photo of the next run."""
     real_photos = [Path(os.path.realpath(path)) for path in photos]
     sources = {path for path in real_photos if path.is_dir()}
-    folders_of_files = {path.parent for path in real_photos if path not in sources}
+    # A photo may be a link: neither the link nor the file it leads to may be drawn over.
+    links = {Path(os.path.realpath(path.parent)) for path in photos if not path.is_dir()}
+    folders_of_files = links | {path.parent for path in real_photos if path not in sources}
     for place in files:
         if any(_is_same(place.real, path) for path in real_photos if path not in sources):
             raise OptionError(f"{place.option} {place}: expected another file than the photo")
@@ -117,12 +120,11 @@ class _Place:
                 raise self._refusal("expected a file that is no photo")
             self._check_parent("a file")
             if kind is None:
-                os.close(os.open(self.real, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
-                self.real.unlink()
+                _try_writing(self.real)
             elif not os.access(self.real, os.W_OK):
                 raise self._refusal("expected a file that may be overwritten, got a read-only one")
             else:
-                _check_is_writable(self.real.parent)
+                _try_writing(_partial_path(self.real))
 
     def check_folder(self) -> None:
         with self._os_errors():
@@ -132,9 +134,11 @@ class _Place:
             self._check_parent("a folder")
             if kind is None:
                 self.real.mkdir()
-                self.real.rmdir()
-            else:
-                _check_is_writable(self.real)
+            try:
+                _try_writing(_partial_path(self.real / "file"))
+            finally:
+                if kind is None:
+                    self.real.rmdir()
 
     def _check_parent(self, kind: str) -> None:
         if not self.real.parent.is_dir():
@@ -160,11 +164,16 @@ def _kind_of(path: Path) -> str | None:
     return "a file" if stat.S_ISREG(mode) else KINDS.get(stat.S_IFMT(mode), "something else")
 
 
-def _check_is_writable(folder: Path) -> None:
-    # Only trying tells: a read-only file system, a quota and network file systems are invisible to permission bits.
-    probe = _partial_path(folder / "probe")
-    os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
-    probe.unlink()
+def _try_writing(path: Path) -> None:
+    """Writes a new file and removes it. Raises OSError.
+
+    Only trying tells: permission bits know nothing of full disks, quotas, read-only and network file systems.
+    """
+    with path.open("xb", buffering=0) as file:
+        try:
+            file.write(bytes(PROBE_BYTES))
+        finally:
+            path.unlink()
 
 
 def _is_same(one: Path, other: Path) -> bool:
@@ -270,6 +279,8 @@ def draw_boxes(photo: Photo, boxes_xyxy: npt.NDArray[np.float32], path: Path) ->
         content = _jpeg(photo, boxes_xyxy)
         with os_errors_as_command_error(path):
             Path(os.path.realpath(path.parent)).mkdir(parents=True, exist_ok=True)
+            if path.is_symlink():  # it may lead to a photo
+                path.unlink()
         write_whole(path, content)
     except CommandError as error:
         return str(error)
