@@ -24,7 +24,7 @@ from label_studio_sdk.core.api_error import ApiError
 
 from backend.errors import CommandError
 from backend.label_studio.label_config import LabelConfig, parse_label_config
-from backend.photos.downloads import tls_context
+from backend.photos.connections import tls_context
 
 Answer = TypeVar("Answer")
 

@@ -39,7 +39,7 @@ from backend.errors import (
     SettingsError,
     photo_label,
 )
-from backend.photos.addresses import SHOWN_LENGTH, parse_address, without_query
+from backend.photos.addresses import LABEL_LENGTH, parse_address, without_query
 from backend.photos.decoding import decode_photo, raise_pillow_limit
 from backend.photos.downloads import Download, Downloader
 from backend.photos.files import read_photo
@@ -301,7 +301,7 @@ def _label(value: str) -> str:
     if value[:5].lower() == "data:":
         return without_query(value.partition(",")[0]) + ",…"
     if _is_local_files(value):
-        return f"{LOCAL_FILES_PATH}?d={_local_files_name(value)}"[:SHOWN_LENGTH]
+        return f"{LOCAL_FILES_PATH}?d={_local_files_name(value)}"[:LABEL_LENGTH]
     return without_query(value)
 
 

@@ -82,7 +82,7 @@ class Authorizations:
             while len(self._kept) > KEPT_ACCESS_TOKENS:
                 self._kept.popitem(last=False)
         if not access.lock.acquire(timeout=max(0.0, until - time.monotonic())):
-            raise PhotoUnreachable(f"{label_studio.address.shown!r}: expected an access token in time, got none")
+            raise PhotoUnreachable("expected an access token in time, got none")
         try:
             if access.token is None or time.monotonic() >= access.renew_at or f"Bearer {access.token}" == refused:
                 access.token = self._exchange(label_studio, until)
