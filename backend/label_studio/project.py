@@ -22,7 +22,7 @@ from label_studio_sdk.core.api_error import ApiError
 from backend.label_studio.access import TokenAuth
 from backend.label_studio.label_config import LabelConfig, parse_label_config
 from backend.label_studio.retry import RequestRejected, RetryBudget, TransientError, classify, require_success
-from backend.photos.downloads import tls_context
+from backend.photos.connections import tls_context
 
 Answer = TypeVar("Answer")
 

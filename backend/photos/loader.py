@@ -8,7 +8,7 @@ Address in the task               Where the photo is read
 /data/local-files/?d=…            the folder LOCAL_FILES_ROOT when it is set, else Label Studio
 s3://, gs://, azure-blob://       Label Studio's /tasks/<id>/resolve/, which answers or redirects to the storage
 http://, https://                 that host; with the token only on Label Studio's own origin
-data:…;base64,…                   the address itself
+data:…                            the address itself
 
 Decoded photos are kept for KEPT_S seconds after they were read, within PHOTO_CACHE_MB. So a photo that is replaced, or
 a token that is withdrawn, counts after that time at the latest. What one token has opened is not given to another.
@@ -22,11 +22,8 @@ import os
 import posixpath
 import reprlib
 import stat
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qs
@@ -39,10 +36,12 @@ from backend.errors import (
     SettingsError,
     photo_label,
 )
-from backend.photos.addresses import SHOWN_LENGTH, parse_address, without_query
-from backend.photos.decoding import decode_photo, raise_pillow_limit
+from backend.photos.addresses import LABEL_LENGTH, Address, parse_address, without_query
+from backend.photos.cache import PhotoCache, PhotoCacheStats
+from backend.photos.decoding import decode_photo
 from backend.photos.downloads import Download, Downloader
 from backend.photos.files import read_photo
+from backend.photos.inline import is_inline, read_inline
 from backend.photos.tokens import LabelStudio
 from backend.settings import MIB, Settings
 from model.types import DeadlineExceeded, Photo
@@ -61,21 +60,12 @@ class Access:
     token: str = field(default="", repr=False)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PhotoCacheStats:
-    """Counts since the start. A request that waited for another one's fetch of the same photo is a hit."""
-
-    hits: int
-    misses: int
-    entries: int
-    bytes: int
-
-
 class PhotoLoader:
     """Loads the photos of tasks. Thread-safe; two requests for the same photo at the same time read it once."""
 
     def __init__(self, settings: Settings) -> None:
-        self._label_studio = parse_address(settings.label_studio_url) if settings.label_studio_url else None
+        with photo_label("LABEL_STUDIO_URL"):
+            self._label_studio = parse_address(settings.label_studio_url) if settings.label_studio_url else None
         self._api_key = settings.label_studio_api_key
         self._local_files_root = Path(settings.local_files_root).resolve() if settings.local_files_root else None
         if self._local_files_root == Path("/"):
@@ -89,8 +79,7 @@ class PhotoLoader:
             trusted=self._label_studio.origin if self._label_studio else None,
             max_bytes=settings.max_photo_bytes,
         )
-        self._photos = _PhotoCache(max_bytes=settings.photo_cache_mb * MIB)
-        raise_pillow_limit(settings.max_photo_pixels)
+        self._photos = PhotoCache(max_bytes=settings.photo_cache_mb * MIB, keep_s=KEPT_S)
 
     def load(
         self,
@@ -141,7 +130,8 @@ class PhotoLoader:
         if self._label_studio is not None:
             address = self._label_studio
         elif access.label_studio_url:
-            address = parse_address(access.label_studio_url)
+            with photo_label(without_query(access.label_studio_url)):
+                address = parse_address(access.label_studio_url)
         else:
             return None
         return LabelStudio(address=address, token=(self._api_key or access.token).strip())
@@ -157,7 +147,7 @@ class PhotoLoader:
         return self._photos.get((opener, source.key), read, until=until)
 
     def _locate(self, value: str, task_id: int | str | None, label_studio: LabelStudio | None) -> _Source:
-        if value[:5].lower() == "data:":
+        if is_inline(value):
             return _Source(key=hashlib.blake2b(value.encode()).digest(), read=lambda _: self._inline(value))
         if self._local_files_root is not None and _is_local_files(value):
             path = _local_path(value, self._local_files_root)
@@ -171,22 +161,23 @@ class PhotoLoader:
             address = _known(label_studio).address.at(value)
         elif value.lower().startswith(("http://", "https://")):
             address = parse_address(value)
+            return _Source(key=address, read=lambda until: self._download(address, label_studio, until))
         else:
             raise PhotoForbidden(f"expected /…, {', '.join(SCHEMES)} or data:, got another kind of address")
-        return _Source(
-            key=address, read=lambda until: self._downloader.get(address, label_studio=label_studio, until=until)
-        )
+
+        def read(until: float) -> Download:
+            with photo_label(address.label):  # which the task's own address does not tell
+                return self._download(address, label_studio, until)
+
+        return _Source(key=address, read=read)
+
+    def _download(self, address: Address, label_studio: LabelStudio | None, until: float) -> Download:
+        return self._downloader.get(address, label_studio=label_studio, until=until)
 
     def _inline(self, value: str) -> Download:
-        header, _, payload = value.partition(",")
-        if not header.lower().endswith(";base64"):
-            raise PhotoDecodeError("expected data:<type>;base64,<content>, got another kind of data address")
-        self._check_size(len(payload) * 3 // 4)
-        try:
-            content = base64.b64decode(payload, validate=True)
-        except ValueError:
-            raise PhotoDecodeError("expected valid base64, got other characters") from None
-        return Download(content=content, content_type=header[len("data:") : -len(";base64")])
+        content, content_type = read_inline(value)
+        self._check_size(len(content))
+        return Download(content=content, content_type=content_type)
 
     def _local_file(self, path: Path) -> Download:
         try:
@@ -217,91 +208,12 @@ class _Source:
     read: Callable[[float], Download]
 
 
-class _PhotoCache:
-    """Photos by key: least recently used out first, none older than KEPT_S, each read by one thread at a time."""
-
-    def __init__(self, *, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[Hashable, tuple[Photo, float]] = OrderedDict()
-        self._kept_bytes = 0
-        self._reading: dict[Hashable, tuple[Future[Photo], float]] = {}  # with the time the reader gives up
-        self._hits = 0
-        self._misses = 0
-
-    def get(self, key: Hashable, read: Callable[[], Photo], *, until: float) -> Photo:
-        """The photo of `key`: kept, or from another thread that is reading it, or from `read`."""
-        while True:
-            with self._lock:
-                photo = self._fresh(key)
-                if photo is not None:
-                    self._hits += 1
-                    return photo
-                if key not in self._reading:
-                    self._misses += 1
-                    mine: Future[Photo] = Future()
-                    self._reading[key] = mine, until
-                    break
-                others, others_until = self._reading[key]
-            try:
-                photo = others.result(timeout=max(0.0, until - time.monotonic()))
-            except PhotoUnreachable:
-                if others_until <= time.monotonic() < until:
-                    continue  # that reader had less time than there is here
-                raise
-            except TimeoutError:
-                raise PhotoUnreachable("expected an answer in time, got none") from None
-            with self._lock:
-                self._hits += 1
-            return photo
-        try:
-            photo = read()
-        except BaseException as error:
-            with self._lock:
-                del self._reading[key]
-            mine.set_exception(error)
-            raise
-        with self._lock:
-            del self._reading[key]
-            self._keep(key, photo)
-        mine.set_result(photo)
-        return photo
-
-    def stats(self) -> PhotoCacheStats:
-        with self._lock:
-            return PhotoCacheStats(
-                hits=self._hits, misses=self._misses, entries=len(self._kept), bytes=self._kept_bytes
-            )
-
-    def _fresh(self, key: Hashable) -> Photo | None:
-        photo, read_at = self._kept.get(key, (None, 0.0))
-        if photo is None:
-            return None
-        if time.monotonic() >= read_at + KEPT_S:
-            self._drop(key)
-            return None
-        self._kept.move_to_end(key)
-        return photo
-
-    def _keep(self, key: Hashable, photo: Photo) -> None:
-        if photo.pixels.nbytes > self._max_bytes:
-            return
-        self._kept[key] = (photo, time.monotonic())
-        self._kept_bytes += photo.pixels.nbytes
-        while self._kept_bytes > self._max_bytes:
-            self._drop(next(iter(self._kept)))
-
-    def _drop(self, key: Hashable) -> None:
-        photo, _ = self._kept.pop(key)
-        self._kept_bytes -= photo.pixels.nbytes
-
-
 def _label(value: str) -> str:
     """The address of a photo as it may stand in a message."""
-    if value[:5].lower() == "data:":
+    if is_inline(value):
         return without_query(value.partition(",")[0]) + ",…"
     if _is_local_files(value):
-        return f"{LOCAL_FILES_PATH}?d={_local_files_name(value)}"[:SHOWN_LENGTH]
+        return f"{LOCAL_FILES_PATH}?d={_local_files_name(value)}"[:LABEL_LENGTH]
     return without_query(value)
 
 
