@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qs
 
-from backend.errors import PhotoBroken, PhotoError, PhotoForbidden, PhotoTooLarge, PhotoUnreachable, SettingsError
+from backend.errors import PhotoDecodeError, PhotoError, PhotoForbidden, PhotoTooLarge, PhotoUnreachable, SettingsError
 from backend.photos.addresses import SHOWN_LENGTH, parse_address, without_query
 from backend.photos.decoding import decode_photo, raise_pillow_limit
 from backend.photos.downloads import Download, Downloader
@@ -97,14 +97,14 @@ class PhotoLoader:
         value: the address, see the module's table. task_id: needed for cloud storage.
         access: as Label Studio sent it to /setup; the settings come first.
         deadline: `time.monotonic()` value, or None for no other limit than FETCH_TIMEOUT_S.
-        Raises PhotoUnreachable, PhotoForbidden, PhotoTooLarge, PhotoBroken; DeadlineExceeded when only `deadline`
+        Raises PhotoUnreachable, PhotoForbidden, PhotoTooLarge, PhotoDecodeError; DeadlineExceeded when only `deadline`
         was in the way.
         """
         until = time.monotonic() + self._fetch_timeout_s
         if deadline is not None:
             until = min(until, deadline)
         if not isinstance(value, str) or not value.strip() or not _is_unicode(value):
-            raise PhotoBroken(f"photo: expected its address in the task's data, got {reprlib.repr(value)}")
+            raise PhotoDecodeError(f"photo: expected its address in the task's data, got {reprlib.repr(value)}")
         value = value.strip()
         shown = _shown(value)
         try:
@@ -127,7 +127,7 @@ class PhotoLoader:
             raise type(error)(f"{shown!r}: {error}") from None
 
     def decode(self, content: bytes, *, name: str = "photo") -> Photo:
-        """The photo in an image file's bytes. name: for messages. Raises PhotoTooLarge, PhotoBroken."""
+        """The photo in an image file's bytes. name: for messages. Raises PhotoTooLarge, PhotoDecodeError."""
         self._check_size(len(content), name)
         return decode_photo(content, shown=name, content_type="", max_pixels=self._max_pixels)
 
@@ -176,12 +176,14 @@ class PhotoLoader:
     def _inline(self, value: str, shown: str) -> Download:
         header, _, payload = value.partition(",")
         if not header.lower().endswith(";base64"):
-            raise PhotoBroken(f"{shown!r}: expected data:<type>;base64,<content>, got another kind of data address")
+            raise PhotoDecodeError(
+                f"{shown!r}: expected data:<type>;base64,<content>, got another kind of data address"
+            )
         self._check_size(len(payload) * 3 // 4, shown)
         try:
             content = base64.b64decode(payload, validate=True)
         except ValueError:
-            raise PhotoBroken(f"{shown!r}: expected valid base64, got other characters") from None
+            raise PhotoDecodeError(f"{shown!r}: expected valid base64, got other characters") from None
         return Download(content=content, content_type=header[len("data:") : -len(";base64")])
 
     def _local_file(self, path: Path, shown: str) -> Download:
@@ -191,7 +193,9 @@ class PhotoLoader:
             try:
                 facts = os.fstat(descriptor)
                 if not stat.S_ISREG(facts.st_mode):
-                    raise PhotoBroken(f"{shown!r}: expected a file below LOCAL_FILES_ROOT, got a folder or a device")
+                    raise PhotoDecodeError(
+                        f"{shown!r}: expected a file below LOCAL_FILES_ROOT, got a folder or a device"
+                    )
                 self._check_size(facts.st_size, shown)
                 with os.fdopen(descriptor, "rb", closefd=False) as file:
                     return Download(content=file.read(facts.st_size), content_type="")
