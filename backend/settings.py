@@ -205,6 +205,7 @@ class Settings:
     )
     fetch_timeout_s: float = _setting(20.0, "Seconds in which a photo has to arrive.", _number(0.1, 600))
     max_request_mb: int = _setting(64, "Largest request body, in MiB.", _integer(1, 4096))
+    max_label_config_chars: int = _setting(1 << 18, "Longest label config, in characters.", _integer(1000, 1 << 26))
     log_level: str = _setting("info", "Least severe events logged: `debug`, `info`, `warning` or `error`.", _log_level)
 
     def __post_init__(self) -> None:

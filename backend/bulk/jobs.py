@@ -143,6 +143,7 @@ def preannotate_folder(
     draw: folder for copies of the photos with their boxes, or None. address: what stands before a file name in a task
     of `config`; None takes that of Label Studio's local files.
     """
+    from backend.label_studio.predictions import task_data
     from backend.photos.files import draw_boxes, read_photo
 
     prefix = LOCAL_FILES if address is None else address
@@ -155,7 +156,7 @@ def preannotate_folder(
             found = engine.preannotate(photo, lane="bulk")
         if draw is not None:
             draw_boxes(photo, found.boxes_xyxy, draw / f"{name(job)}.jpg")
-        data = {config.images[0].image_key: prefix + quote(name(job))}
+        data = task_data(config.images[0], prefix + quote(name(job)))
         boxed = Boxed(image_id=job.key, name=name(job), size_wh=photo.size_wh, detections=found, data=data)
         return boxed, len(found)
 
