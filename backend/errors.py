@@ -60,7 +60,7 @@ class RequestError(FacingsError):
 class LabelConfigError(FacingsError):
     """The label config has no place for boxes, or cannot be read; the message names what to add.
 
-    The message is ASCII without angle brackets: it travels in an HTTP reason phrase, and Label Studio renders it as HTML.
+    The message is ASCII without angle brackets: it travels in an HTTP reason phrase that Label Studio renders as HTML.
     """
 
     kind = "label_config"

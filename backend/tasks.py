@@ -71,8 +71,8 @@ def preannotate(
         found = service.preannotate(photo, score_threshold=threshold, lane=lane, deadline=deadline)
         return regions_from_detections(found.detections, found.size_wh, image)
 
-    images = [image for image in config.images if image.image_name in photo_of]
-    return _joined(_for_each_image(service, images, answer, task_id))
+    read = [image for image in config.images if image.image_name in photo_of]
+    return _joined(_for_each_image(service, read, answer, task_id))
 
 
 def refine(
@@ -126,8 +126,8 @@ def _for_each_image(
             values.append(None)
     if failures and len(failures) == len(images):
         raise failures[0][1]
-    for image, error in failures:
-        reason = service.failed(error)
+    for image, failure in failures:
+        reason = service.failed(failure)
         log_event(
             logging.WARNING,
             "photo_failed",

@@ -103,11 +103,12 @@ class FacingsAnnotator(LabelStudioMLBase):  # type: ignore[misc]  # the base cla
         ]
 
     def _preannotate(
-        self, task: Task, photos: Future[tuple[Photo | None, ...]], config: LabelConfig, lane: Lane
+        self, task: Task, reading: Future[tuple[Photo | None, ...]], config: LabelConfig, lane: Lane
     ) -> list[Region]:
+        photos = self._wait_for(reading)
         return task_answers.preannotate(
             self.service,
-            self._wait_for(photos),
+            photos,
             config,
             lane=lane,
             deadline=self._deadline,

@@ -1,8 +1,8 @@
 """The HTTP side: Label Studio's ML backend protocol, for several projects at once.
 
 Knows Flask, the protocol and who may ask. Parses, calls the annotator and maps errors to HTTP statuses; knows no
-pixels. Every error leaves as one line of JSON, and again as the HTTP reason phrase: of a failed /health or /setup, Label
-Studio shows its admin nothing else. It renders that as HTML, so the phrase is ASCII without angle brackets.
+pixels. Every error leaves as one line of JSON, and again as the HTTP reason phrase: of a failed /health or /setup,
+Label Studio shows its admin nothing else. It renders that as HTML, so the phrase is ASCII without angle brackets.
 
 /health and /setup never touch the device nor wait for anything: Label Studio calls both on every page load, with limits
 of 1 and 3 seconds.
@@ -301,9 +301,7 @@ def _body() -> Mapping[str, Any]:
     try:
         content = request.get_data(cache=False)
     except (OSError, ClientDisconnected) as error:
-        raise RequestError(
-            "body: expected all of it, got a part: the client closed the connection or stopped sending"
-        ) from error
+        raise RequestError("body: expected all of it, got a part: the client left or stopped sending") from error
     limit = request.max_content_length
     if request.content_length is None and limit is not None and len(content) >= limit:
         raise RequestEntityTooLarge  # werkzeug cuts a body that does not announce its length
