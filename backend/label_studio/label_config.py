@@ -185,7 +185,8 @@ def _read(xml: str) -> LabelInterface:
         interface = LabelInterface(xml)
         *_, tree = interface.parse(xml)
     except Exception as error:  # the SDK lets errors of lxml, pydantic and its own through, without a common base
-        raise _refusal(f"not readable as XML tags: {error}") from error
+        reason = str(error).partition(" (<string>")[0]
+        raise _refusal(f"not readable as XML tags: {reason}") from error
     for repeater in tree.iter("{*}Repeater", "{*}repeater"):
         if any(str(tag.tag).lower() in ("image", _BOX_TAG) for tag in repeater.iter()):
             raise _refusal(

@@ -300,8 +300,14 @@ def _body() -> Mapping[str, Any]:
     """The request's JSON object. Its content type is ignored: people forget it when they try things with curl."""
     try:
         content = request.get_data(cache=False)
+    except RequestEntityTooLarge:
+        raise
     except (OSError, ClientDisconnected) as error:
         raise RequestError("body: expected all of it, got a part: the client left or stopped sending") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # each WSGI server has errors of its own for this
+        raise RequestError("body: expected well-formed chunks, got others") from error
     limit = request.max_content_length
     if request.content_length is None and limit is not None and len(content) >= limit:
         raise RequestEntityTooLarge  # werkzeug cuts a body that does not announce its length
