@@ -8,7 +8,7 @@ a `<Repeater>` around images or their box controls is refused: their regions wou
 task knows.
 
 Which control of an image takes its boxes: the one with a label marked `predicted_values="facing"`; without a mark, one
-with `smart="false"`; else one that does not say; else one with `smart="true"`. The first in the config wins among
+with `smart="false"`; else one without `smart`; else one with `smart="true"`. The first in the config wins among
 equals.
 
 Which controls give prompts: every keypoint and rectangle control on such an image that Label Studio offers as a smart
@@ -305,7 +305,7 @@ def _flag(control: ControlTag, name: str) -> str:
 
 
 def _is_smart(control: ControlTag) -> bool:
-    # Label Studio's own default of `smart` is true; `smartOnly` offers the smart tool whatever `smart` says.
+    # Label Studio's own default of `smart` is true; `smartOnly` offers the smart tool whatever `smart` is.
     return _flag(control, "smart") != "false" or _flag(control, "smartOnly") == "true"
 
 

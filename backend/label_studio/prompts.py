@@ -4,7 +4,7 @@ Knows Label Studio's context items, in percent, and the label config. Knows no p
 photo's sides until `AnnotatorPrompt.to_prompt` gets its decoded size.
 
 Label Studio sends every pending prompt of one shape and label again each time, and each answer replaces all earlier
-suggestions. So a context is read as a whole. The control that an item was drawn with says which image it belongs to;
+suggestions. So a context is read as a whole. The control that an item was drawn with names the image it belongs to;
 items of different images never mix.
 
 - Each rectangle of a prompt control is an object of its own, and all of them are answered.
