@@ -31,7 +31,7 @@ from backend.errors import CommandError, FacingsError, SettingsError
 from backend.photos.loader import Access
 from backend.settings import Settings
 from backend.transports.gunicorn import serve
-from backend.transports.label_studio_app import MAX_PROJECTS, STATUSES, Project, Projects, create_app
+from backend.transports.label_studio_app import MAX_PROJECTS, STATUSES, Setup, Setups, create_app
 from model import EngineOptions
 
 ROOT = Path(__file__).parents[1]
@@ -471,15 +471,15 @@ def test_two_annotators_clicking_on_two_photos_each_get_their_own_box() -> None:
 
 
 def test_projects_are_forgotten_only_when_there_are_too_many_and_the_unused_go_first() -> None:
-    projects = Projects()
-    project = Project(label_config=CONFIG, access=Access())
-    assert projects.get("0") is None
+    setups = Setups()
+    setup = Setup(label_config=CONFIG, access=Access())
+    assert setups.get("0") is None
     for number in range(MAX_PROJECTS):
-        projects.remember(str(number), project)
-    assert projects.get("0") is project
-    projects.remember("one more", project)
-    assert projects.get("0") is project
-    assert projects.get("1") is None
+        setups.remember(str(number), setup)
+    assert setups.get("0") is setup
+    setups.remember("one more", setup)
+    assert setups.get("0") is setup
+    assert setups.get("1") is None
 
 
 @pytest.mark.parametrize(
@@ -487,10 +487,10 @@ def test_projects_are_forgotten_only_when_there_are_too_many_and_the_unused_go_f
     [({}, False), ({"label_config": OTHER_CONFIG}, True), ({"access": Access(token="new")}, True)],
 )
 def test_a_setup_is_new_when_anything_in_it_changed(change: dict[str, Any], is_new: bool) -> None:
-    projects = Projects()
+    setups = Setups()
     known = {"label_config": CONFIG, "access": Access(token="old")}
-    assert projects.remember("3", Project(**known))
-    assert projects.remember("3", Project(**(known | change))) is is_new
+    assert setups.remember("3", Setup(**known))
+    assert setups.remember("3", Setup(**(known | change))) is is_new
 
 
 # -- the engine's state -----------------------------------------------------------------------------------------------

@@ -16,12 +16,12 @@ import logging
 import re
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
+from cachetools import LRUCache
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import ClientDisconnected, HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
@@ -54,42 +54,38 @@ STATUSES = {
     "deadline": 504,
 }
 
-# Remembered at most; the longest unused goes first, and comes back with its project's next page load.
+# Setups kept. The one that was not used for the longest time goes first, and comes back with its project's next page
+# load.
 MAX_PROJECTS = 1000
 MAX_WEBHOOK_BYTES = 16 * MIB
 MAX_REASON_CHARS = 400
 
 
 @dataclass(frozen=True, kw_only=True)
-class Project:
+class Setup:
     """What a project's last /setup contained."""
 
     label_config: str
     access: Access
 
 
-class Projects:
+class Setups:
     """The last /setup of each project, by the key that Label Studio gives the project. Bounded; thread-safe."""
 
     def __init__(self) -> None:
-        self._projects: OrderedDict[str, Project] = OrderedDict()
+        self._setups: LRUCache[str, Setup] = LRUCache(MAX_PROJECTS)
         self._lock = threading.Lock()
 
-    def get(self, key: str) -> Project | None:
-        """What is known of the project, or None."""
+    def get(self, key: str) -> Setup | None:
+        """What the project's last /setup contained, or None."""
         with self._lock:
-            if key in self._projects:
-                self._projects.move_to_end(key)
-            return self._projects.get(key)
+            return self._setups.get(key)
 
-    def remember(self, key: str, project: Project) -> bool:
-        """Keeps the project. Returns whether anything about it is new."""
+    def remember(self, key: str, setup: Setup) -> bool:
+        """Keeps the project's setup. Returns whether anything in it is new."""
         with self._lock:
-            is_new = self._projects.get(key) != project
-            self._projects[key] = project
-            self._projects.move_to_end(key)
-            if len(self._projects) > MAX_PROJECTS:
-                self._projects.popitem(last=False)
+            is_new = self._setups.get(key) != setup
+            self._setups[key] = setup
             return is_new
 
 
@@ -127,7 +123,7 @@ class _Backend:
         self._settings = settings
         self._service = service
         self._annotator_class: type[FacingsAnnotator] = annotator_class(service)
-        self._projects = Projects()
+        self._setups = Setups()
 
     def index(self) -> Response:
         """For people who open the address in a browser."""
@@ -163,7 +159,7 @@ class _Backend:
             label_studio_url=_field(body, "hostname", str, "a string", optional=True) or "",
             token=_field(body, "access_token", str, "a string", optional=True) or "",
         )
-        is_new = self._projects.remember(key, Project(label_config=label_config, access=access))
+        is_new = self._setups.remember(key, Setup(label_config=label_config, access=access))
         version = self._service.engine.version
         log_event(
             logging.INFO if is_new else logging.DEBUG,
@@ -185,18 +181,18 @@ class _Backend:
         params = _field(body, "params", dict, "an object", optional=True) or {}
         context = _field(params, "context", dict, "an object", optional=True)
         key = _project_key(body)
-        project = self._projects.get(key)
+        setup = self._setups.get(key)
         label_config = _field(body, "label_config", str, "a string", optional=True)
         if not label_config:
-            if project is None:
+            if setup is None:
                 raise RequestError(f"label_config: expected the label config of project {key!r}, got none")
-            label_config = project.label_config
+            label_config = setup.label_config
         self._parse_label_config(label_config)  # refused with our message, before label-studio-ml reads it
 
         annotator = self._annotator_class(
             project_id=key,
             label_config=label_config,
-            access=project.access if project else None,
+            access=setup.access if setup else None,
             deadline=g.arrived + self._settings.deadline_s,
         )
         predictions = annotator.predict(tasks, context)
