@@ -238,7 +238,7 @@ def test_each_photo_of_a_task_gets_its_own_boxes_and_one_that_fails_costs_the_ot
 ) -> None:
     client = studio.client
     uploads = client.create_project("uploads", SHELF_BOXES)
-    shelves = shelf_tasks(client, uploads, tmp_path, range(600, 602))
+    shelves = shelf_tasks(client, uploads, tmp_path, range(604, 606))
     front, back = (task["data"]["image"] for task in client.tasks(uploads))
     project = client.create_project("two photos", TWO_PHOTOS)
     backend = client.connect_backend(project, facings)
