@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from fakes import FakeEngine, painted_photo
 from PIL import Image
 from proxies import Fault, unreliable
 
-from backend.bulk import choice, jobs, pipeline
+from backend.bulk import choice, jobs, pipeline, task_photos
 from backend.bulk.choice import Shard, Wanted
 from backend.bulk.formats import Format, open_writer
 from backend.bulk.pipeline import Tally
@@ -29,7 +28,6 @@ from backend.bulk.sinks import ProjectSink
 from backend.bulk.tighten import Source, tighten
 from backend.errors import CommandError, Interrupted
 from backend.label_studio import retry
-from backend.label_studio.label_config import LabelConfig, parse_label_config
 from backend.label_studio.project import Project, Selection
 from backend.label_studio.retry import Unavailable
 from backend.settings import Settings
@@ -46,7 +44,7 @@ ALL = Selection()
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "FIRST_PAUSE_S", 0.02)
-    monkeypatch.setattr(jobs, "LOAD_PAUSE_S", 0.02)
+    monkeypatch.setattr(task_photos, "LOAD_PAUSE_S", 0.02)
     monkeypatch.setattr(ProjectSink, "batch", 8)
     monkeypatch.setattr(ProjectSink, "batch_limit", 8)
 
@@ -329,16 +327,6 @@ FRONT_AND_BACK = """<View>
 </View>"""
 
 
-def two_images() -> LabelConfig:
-    """What FRONT_AND_BACK asks for."""
-    (image,) = parse_label_config(SHELF_BOXES).images
-    front, back = (
-        replace(image, image_name=name, image_key=name, boxes=replace(image.boxes, from_name=control, to_name=name))
-        for name, control in (("front", "box"), ("back", "box2"))
-    )
-    return LabelConfig(images=(front, back))
-
-
 def test_all_photos_of_a_task_are_boxed_tightened_and_exported(
     studio: Studio, photo_address: str, tmp_path: Path
 ) -> None:
@@ -348,9 +336,8 @@ def test_all_photos_of_a_task_are_boxed_tightened_and_exported(
     with (
         BulkService.open(settings, engine=FakeEngine()) as service,
         Project(studio.url, studio.account.token, number, retry_budget_s=1) as project,
-        open_writer(tmp_path / "coco.json", Format.coco, config=two_images(), model_version=VERSION) as writer,
+        open_writer(tmp_path / "coco.json", Format.coco, config=project.label_config, model_version=VERSION) as writer,
     ):
-        project.label_config = two_images()
         assert jobs.preannotate_project(service, project, Wanted()).boxes == 4
         report, moved = tighten(service, project, Wanted(), source=Source.predictions)
         assert (report.boxes, moved.boxes, moved.unmoved) == (4, 4, 4)
@@ -362,6 +349,19 @@ def test_all_photos_of_a_task_are_boxed_tightened_and_exported(
     assert regions == {VERSION: expected, f"{VERSION}-tight": expected}
     written = json.loads((tmp_path / "coco.json").read_text())
     assert [len(written[part]) for part in ("images", "annotations")] == [2, 4]
+
+
+def test_a_failed_photo_of_a_task_is_listed_and_costs_its_other_photo_no_boxes(
+    studio: Studio, photo_address: str
+) -> None:
+    number = studio.client.create_project("front and back", FRONT_AND_BACK)
+    (task,) = studio.client.import_tasks(number, [{"front": photo_address, "back": "/data/none.jpg"}])
+
+    report = preannotate(studio, number)
+
+    assert (report.photos, report.boxes) == (1, 2)
+    assert [(failure.key, "none.jpg" in failure.reason) for failure in report.failures] == [(task, True)]
+    assert held(studio.client, number) == {task: [VERSION]}
 
 
 def test_ctrl_c_stores_what_is_done_and_says_how_to_continue(

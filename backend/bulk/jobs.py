@@ -15,34 +15,31 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
-from backend import tasks
 from backend.bulk.choice import Wanted, count_of, jobs_of, tasks_to_do
 from backend.bulk.formats import BoxedPhoto, BoxedTask, Writer
 from backend.bulk.names import drawing_names, photo_name
 from backend.bulk.outputs import draw_boxes
-from backend.bulk.pipeline import Failure, Job, Run, Show, Tally, show_nothing
+from backend.bulk.pipeline import Failure, Job, Result, Run, Show, Tally, reason_of, show_nothing
 from backend.bulk.report import Report
 from backend.bulk.service import BulkService
 from backend.bulk.sinks import FileSink, ProjectSink
+from backend.bulk.task_photos import FATAL, Images, answered, detect, failures_in, load_task_photos
 from backend.bulk.uploads import Uploads
-from backend.errors import CommandError, Interrupted, PhotoMissing, PhotoUnreachable, RequestError
-from backend.label_studio.label_config import LabelConfig, parse_label_config
-from backend.label_studio.predictions import photo_address, prediction_of
+from backend.errors import CommandError, Interrupted
+from backend.label_studio.label_config import ImageControls, LabelConfig, parse_label_config
+from backend.label_studio.predictions import photo_address, prediction_of, task_data
 from backend.label_studio.project import Project, Task
-from backend.label_studio.regions import Region
+from backend.label_studio.regions import Region, regions_from_detections
 from backend.label_studio.retry import ProjectError
 from backend.photos.files import FoundPhoto, FoundPhotos
-from model import NotReady, Photo
+from backend.service import Answer
+from model import Photo
 
 LOCAL_FILES = "/data/local-files/?d="
-LOAD_ATTEMPTS = 4  # Label Studio answers 500 for an upload whose file is gone
-LOAD_PAUSE_S = 1.0
-FATAL = (NotReady, ProjectError, Interrupted)  # not one photo's fault
 
 Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
 Made = TypeVar("Made")
-TaskPhotos = tuple[Photo, ...]
 
 
 # -- files -----------------------------------------------------------------------------------------------------------
@@ -82,15 +79,15 @@ def preannotate_files(
     names = drawing_names(photo.name for photo in photos.photos)
     failed_drawings: list[Failure] = []
 
-    def work(job: Job[_File], photo: Photo) -> tuple[BoxedTask, int]:
+    def work(job: Job[_File], photo: Photo) -> Result[BoxedTask]:
         answer = service.preannotate(photo)
         if job.item.drawing is not None:
             reason = draw_boxes(photo, answer.detections.boxes_xyxy, job.item.drawing)
             if reason is not None:
                 failed_drawings.append(Failure(key=job.key, label=job.label, reason=reason))
         boxed = BoxedPhoto(image=image, name=job.label, size_wh=answer.size_wh, detections=answer.detections)
-        data = {image.image_key: address + quote(job.label)}
-        return BoxedTask(id=job.item.number, data=data, photos=[boxed]), len(answer.detections)
+        task = BoxedTask(id=job.item.number, data=task_data(image, address + quote(job.label)), photos=[boxed])
+        return Result(made=task, boxes=len(answer.detections))
 
     jobs = (
         Job(
@@ -113,26 +110,6 @@ def preannotate_files(
 # -- a project -------------------------------------------------------------------------------------------------------
 
 
-def load_task_photos(task: Task, *, service: BulkService, project: Project) -> TaskPhotos:
-    """The task's photos, one for each image of the label config.
-
-    While Label Studio is away or busy, photos are waited for; a fault of the photo itself is reported soon.
-    """
-    if task.data is None:
-        raise RequestError(f"expected a task of project {project.id}, got none")
-    for attempt in range(LOAD_ATTEMPTS):
-        try:
-            return tasks.load_photos(service, task.data, project.label_config, task_id=task.id)
-        except PhotoMissing:
-            raise
-        except PhotoUnreachable:
-            if attempt + 1 == LOAD_ATTEMPTS:
-                raise
-            project.wait_until_up()
-            project.stopping.wait(LOAD_PAUSE_S * 2**attempt)
-    raise AssertionError("the last attempt returns or raises")
-
-
 def preannotate_project(
     service: BulkService,
     project: Project,
@@ -145,11 +122,12 @@ def preannotate_project(
 
     score_threshold: None takes the label config's, then the engine's.
     """
-    version = service.engine.version
+    version, config = service.engine.version, project.label_config
 
-    def work(job: Job[Task], photos: TaskPhotos) -> tuple[bytes, int]:
-        regions = tasks.preannotate(service, photos, project.label_config, score_threshold=score_threshold)
-        return prediction_json(job.item, regions, version), len(regions)
+    def work(job: Job[Task], photos: Images[Photo]) -> Result[bytes]:
+        answers = detect(service, config, photos, score_threshold)
+        regions = [region for image, answer in answered(config, answers) for region in regions_of(image, answer)]
+        return prediction(job.item, regions, version, failures_in(answers))
 
     load = partial(load_task_photos, service=service, project=project)
     return upload_predictions(service, project, wanted, version, load, work, show=show)
@@ -161,7 +139,7 @@ def upload_predictions(
     wanted: Wanted,
     version: str,
     load: Callable[[Task], Loaded],
-    work: Callable[[Job[Task], Loaded], tuple[bytes, int]],
+    work: Callable[[Job[Task], Loaded], Result[bytes]],
     *,
     show: Show = show_nothing,
 ) -> Report:
@@ -174,9 +152,15 @@ def upload_predictions(
     return replace(report, model_version=version, retries=project.retries, duplicates_deleted=uploads.deleted)
 
 
-def prediction_json(task: Task, regions: Sequence[Region], version: str) -> bytes:
+def prediction(task: Task, regions: Sequence[Region], version: str, failures: Sequence[Exception]) -> Result[bytes]:
     """A prediction with its task as Label Studio's import takes it: bytes are ten times smaller than the regions."""
-    return json.dumps({"task": task.id, **prediction_of(regions, version)}).encode()
+    content = json.dumps({"task": task.id, **prediction_of(regions, version)}).encode()
+    return Result(made=content, boxes=len(regions), partial_failures=[reason_of(failure) for failure in failures])
+
+
+def regions_of(image: ImageControls, answer: Answer) -> list[Region]:
+    """The answer's boxes in Label Studio's JSON."""
+    return regions_from_detections(answer.detections, answer.size_wh, image)
 
 
 def export_project(
@@ -194,9 +178,9 @@ def export_project(
     """
     config = project.label_config
 
-    def work(job: Job[Task], photos: TaskPhotos) -> tuple[BoxedTask, int]:
+    def work(job: Job[Task], photos: Images[Photo]) -> Result[BoxedTask]:
         data = job.item.data or {}
-        answers = tasks.detect(service, photos, config, score_threshold=score_threshold)
+        answers = detect(service, config, photos, score_threshold)
         boxed = [
             BoxedPhoto(
                 image=image,
@@ -204,9 +188,13 @@ def export_project(
                 size_wh=answer.size_wh,
                 detections=answer.detections,
             )
-            for image, answer in zip(config.images, answers, strict=True)
+            for image, answer in answered(config, answers)
         ]
-        return BoxedTask(id=job.item.id, data=data, photos=boxed), sum(len(photo.detections) for photo in boxed)
+        return Result(
+            made=BoxedTask(id=job.item.id, data=data, photos=boxed),
+            boxes=sum(len(photo.detections) for photo in boxed),
+            partial_failures=[reason_of(failure) for failure in failures_in(answers)],
+        )
 
     sink, tally = FileSink(writer), Tally(total=count_of(project, wanted))
     todo = tasks_to_do(project, service.engine.version, replace(wanted, again=True), tally)
@@ -241,7 +229,7 @@ def finish_run(run: Run[Item, Loaded, Made], service: BulkService, show: Show) -
         photos=tally.done,
         boxes=tally.boxes,
         skipped=dict(tally.skipped),
-        failures=tally.failures,
+        failures=[*tally.failures, *tally.partial_failures],
         seconds=tally.seconds,
         photos_per_s=tally.photos_per_s,
         engine_busy=(service.busy_s - busy_before) / tally.seconds if tally.seconds else 0.0,

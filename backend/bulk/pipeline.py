@@ -49,18 +49,26 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Result(Generic[Made]):
+    """What a job's work made for the sink. boxes: how many it holds. partial_failures: why parts of the job failed."""
+
+    made: Made
+    boxes: int
+    partial_failures: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outcome(Generic[Made]):
     """What became of a job. number: of the job in the source's order, from 0.
 
-    made: what the sink stores, or None when the job failed or there was nothing to do; boxes: how many it holds.
-    failure: why there is nothing, and skipped: why nothing had to be done; both None when something was made.
+    result: None when the job failed or there was nothing to do. failure: why there is nothing, and skipped: why nothing
+    had to be done; both None when there is a result.
     """
 
     number: int
     key: str | int
     label: str
-    made: Made | None = None
-    boxes: int = 0
+    result: Result[Made] | None = None
     failure: str | None = None
     skipped: str | None = None
 
@@ -93,6 +101,7 @@ class Tally:
     """What was done so far. Changed by the run's threads, read by whoever shows progress.
 
     total: about how many jobs there will be, None while nobody knows. skipped: jobs that needed no boxes, by reason.
+    failures: jobs that came to nothing; partial_failures: of jobs that are done otherwise.
     """
 
     total: int | None = None
@@ -100,6 +109,7 @@ class Tally:
     boxes: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
+    partial_failures: list[Failure] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     ended: float | None = None
 
@@ -186,7 +196,7 @@ class Run(Generic[Item, Loaded, Made]):
     """One run of jobs through an engine into a sink.
 
     load: reads what a job's item names; raises NothingToDo when it needs no boxes.
-    work: makes of a job and what was loaded what the sink stores, and counts its boxes; calls the engine.
+    work: makes of a job and what was loaded what the sink stores; calls the engine.
     Both are called from several threads. fatal: errors of either, or of the source, that end the run; any other costs
     its own job only. Errors of the sink always end it.
     stopping: set while the run ends early, so that waits of the source, the loader and the sink may end too.
@@ -196,7 +206,7 @@ class Run(Generic[Item, Loaded, Made]):
         self,
         jobs: Iterable[Job[Item]],
         load: Callable[[Item], Loaded],
-        work: Callable[[Job[Item], Loaded], tuple[Made, int]],
+        work: Callable[[Job[Item], Loaded], Result[Made]],
         sink: Sink[Made],
         tally: Tally,
         *,
@@ -295,13 +305,13 @@ class Run(Generic[Item, Loaded, Made]):
     def _do_work(self) -> None:
         for number, job, loaded in self._loaded:
             try:
-                made, boxes = self._work(job, loaded)
+                result = self._work(job, loaded)
             except self._fatal:
                 raise
             except Exception as error:  # whatever it is: the other photos shall get their boxes
                 self._fail(number, job, error)
             else:
-                self._outcomes.put(Outcome(number=number, key=job.key, label=job.label, made=made, boxes=boxes))
+                self._outcomes.put(Outcome(number=number, key=job.key, label=job.label, result=result))
 
     def _fail(self, number: int, job: Job[Item], error: Exception) -> None:
         self._outcomes.put(Outcome(number=number, key=job.key, label=job.label, failure=reason_of(error)))
@@ -316,9 +326,13 @@ class Run(Generic[Item, Loaded, Made]):
                     tally.failures.append(Failure(key=outcome.key, label=outcome.label, reason=reason))
                 elif outcome.skipped is not None:
                     tally.skipped[outcome.skipped] += 1
-                else:
+                elif outcome.result is not None:
                     tally.done += 1
-                    tally.boxes += outcome.boxes
+                    tally.boxes += outcome.result.boxes
+                    tally.partial_failures += [
+                        Failure(key=outcome.key, label=outcome.label, reason=reason)
+                        for reason in outcome.result.partial_failures
+                    ]
         if self._error is None:
             sink.close()
 

@@ -20,7 +20,8 @@ class Report:
 
     photos: photos, or tasks of a project, that got boxes; boxes: of them all.
     skipped: how many needed none, by reason. left_out: entries of folders that are no photos, by suffix or reason.
-    failures: photos or tasks without boxes; failed_drawings: photos with boxes whose drawing could not be written.
+    failures: photos without boxes, of tasks too that have other photos with boxes.
+    failed_drawings: photos with boxes whose drawing could not be written.
     engine_busy: share of `seconds` in which the engine had a photo.
     stopped: what ended the run early, or None. is_stored: whether the boxes are where they belong; False when the run
     stopped before its file was written.

@@ -26,7 +26,7 @@ class ProjectSink:
         self._uploads = uploads
 
     def put(self, outcomes: Sequence[Outcome[bytes]]) -> Mapping[str | int, str]:
-        made = {int(outcome.key): outcome.made for outcome in outcomes if outcome.made is not None}
+        made = {int(outcome.key): outcome.result.made for outcome in outcomes if outcome.result is not None}
         return dict(self._uploads.put(made).items()) if made else {}
 
     def close(self) -> None:
@@ -46,7 +46,7 @@ class FileSink:
 
     def put(self, outcomes: Sequence[Outcome[BoxedTask]]) -> Mapping[str | int, str]:
         for outcome in outcomes:
-            heapq.heappush(self._early, (outcome.number, outcome.made))
+            heapq.heappush(self._early, (outcome.number, None if outcome.result is None else outcome.result.made))
         while self._early and self._early[0][0] == self._next:
             self._add_first()
         return {}

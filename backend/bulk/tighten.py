@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from backend.bulk.choice import Wanted
-from backend.bulk.jobs import TaskPhotos, load_task_photos, prediction_json, upload_predictions
-from backend.bulk.pipeline import Job, NothingToDo, Show, show_nothing
+from backend.bulk.jobs import prediction, upload_predictions
+from backend.bulk.pipeline import Job, NothingToDo, Result, Show, show_nothing
 from backend.bulk.report import Report
 from backend.bulk.service import BulkService
+from backend.bulk.task_photos import Images, failures_in, load_task_photos
 from backend.label_studio.project import Project, Task
 from backend.label_studio.regions import Region, boxes_from_regions, rectangle_value
 from backend.service import Service
@@ -99,18 +100,18 @@ def tighten(
     service: BulkService, project: Project, wanted: Wanted, *, source: Source, show: Show = show_nothing
 ) -> tuple[Report, Moved]:
     """A prediction with redrawn rectangles on every wanted task that has any. A killed run can be run again."""
-    config, version, movement = project.label_config, version_of(service.engine.version, source), Movement()
-    images = [image.image_name for image in config.images]
+    version, movement = version_of(service.engine.version, source), Movement()
 
-    def load(task: Task) -> tuple[TaskPhotos, list[Region]]:
+    def load(task: Task) -> tuple[Images[Photo], list[Region]]:
         regions = regions_to_redraw(project, task, source)
         return load_task_photos(task, service=service, project=project), regions
 
-    def work(job: Job[Task], loaded: tuple[TaskPhotos, list[Region]]) -> tuple[bytes, int]:
+    def work(job: Job[Task], loaded: tuple[Images[Photo], list[Region]]) -> Result[bytes]:
         photos, regions = loaded
-        for image_name, photo in zip(images, photos, strict=True):
-            regions = redraw(service, photo, regions, image_name, movement)
-        return prediction_json(job.item, [_with_score(region) for region in regions], version), len(regions)
+        for image_name, photo in photos.items():
+            if not isinstance(photo, Exception):
+                regions = redraw(service, photo, regions, image_name, movement)
+        return prediction(job.item, [_with_score(region) for region in regions], version, failures_in(photos))
 
     report = upload_predictions(service, project, wanted, version, load, work, show=show)
     return report, movement.summary()
