@@ -1,7 +1,7 @@
 """Pixels in, boxes out: SAM 2 for facings on shelf photos. Knows nothing of Label Studio, HTTP or the environment."""
 
 from model.checkpoints import BUNDLED, OFFICIAL
-from model.engine import EngineOptions, Sam2Engine
+from model.engine import EngineOptions, Sam2Engine, version_of
 from model.types import (
     CheckpointError,
     DeadlineExceeded,
@@ -36,4 +36,5 @@ __all__ = [
     "Photo",
     "Prompt",
     "Sam2Engine",
+    "version_of",
 ]

@@ -147,17 +147,7 @@ class Sam2Engine:
         exported encoder. Never blocks; `<name>-loading` until the weights' file is known."""
         if self._checkpoint is None:
             return f"{self._options.checkpoint}-loading"
-        changed = [
-            f"{name}={value}"
-            for name in ("score_threshold", "max_detections", "proposals")
-            if (value := getattr(self._options, name)) != getattr(EngineOptions, name)
-        ]
-        if (proposing := self._proposing_checkpoint) and proposing is not self._checkpoint:
-            changed.append(proposing.version)
-        if self._encoder_file:
-            changed.append(self._encoder_file.digest)
-        suffix = "-" + hashlib.sha256(",".join(changed).encode()).hexdigest()[:4] if changed else ""
-        return self._checkpoint.version + suffix
+        return _version(self._options, self._checkpoint, self._proposing_checkpoint, self._encoder_file)
 
     @property
     def score_threshold(self) -> float:
@@ -238,7 +228,7 @@ class Sam2Engine:
                 config=self._options.checkpoint_config,
                 has_gpu=placement.device.type == "cuda",
             )
-            proposing = self._proposing(checkpoint)
+            proposing = _proposing(self._options, checkpoint)
             file = find_encoder(self._options.encoder, placement) if self._options.encoder else None
             self._encoder_file = file  # before the checkpoint, so that no version lacks it
             self._checkpoint, self._proposing_checkpoint = checkpoint, proposing
@@ -278,14 +268,6 @@ class Sam2Engine:
             )
         finally:
             self._loaded.set()
-
-    def _proposing(self, checkpoint: Checkpoint) -> Checkpoint | None:
-        """The checkpoint whose head proposes: the engine's own, else the bundled one; None for the grid."""
-        if self._options.proposals == "grid":
-            return None
-        if has_proposal_head(checkpoint.config):
-            return checkpoint
-        return find_checkpoint(BUNDLED, config=None, has_gpu=False)
 
     def _warm_up(self) -> None:
         """The first call of each kind is slow; better now than at an annotator's first click."""
@@ -428,3 +410,41 @@ def _click(x: float, y: float) -> Prompt:
 
 def _box(x0: float, y0: float, x1: float, y1: float) -> Prompt:
     return Prompt(box_xyxy=np.array([x0, y0, x1, y1], np.float32))
+
+
+def version_of(options: EngineOptions) -> str:
+    """The version of an engine with these options, without building its network.
+
+    Downloads an official checkpoint that is not there yet. Raises EngineError as loading does.
+    """
+    placement = choose_placement(options.device)
+    checkpoint = find_checkpoint(
+        options.checkpoint, config=options.checkpoint_config, has_gpu=placement.device.type == "cuda"
+    )
+    file = find_encoder(options.encoder, placement) if options.encoder else None
+    return _version(options, checkpoint, _proposing(options, checkpoint), file)
+
+
+def _version(
+    options: EngineOptions, checkpoint: Checkpoint, proposing: Checkpoint | None, file: EncoderFile | None
+) -> str:
+    changed = [
+        f"{name}={value}"
+        for name in ("score_threshold", "max_detections", "proposals")
+        if (value := getattr(options, name)) != getattr(EngineOptions, name)
+    ]
+    if proposing and proposing != checkpoint:
+        changed.append(proposing.version)
+    if file:
+        changed.append(file.digest)
+    suffix = "-" + hashlib.sha256(",".join(changed).encode()).hexdigest()[:4] if changed else ""
+    return checkpoint.version + suffix
+
+
+def _proposing(options: EngineOptions, checkpoint: Checkpoint) -> Checkpoint | None:
+    """The checkpoint whose head proposes: the engine's own, else the bundled one; None for the grid."""
+    if options.proposals == "grid":
+        return None
+    if has_proposal_head(checkpoint.config):
+        return checkpoint
+    return find_checkpoint(BUNDLED, config=None, has_gpu=False)
