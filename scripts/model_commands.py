@@ -20,7 +20,6 @@ from scripts.options import (
     engine_options,
     open_engine,
     read_settings,
-    refuse,
     show_warnings,
 )
 
@@ -35,14 +34,6 @@ def evaluate(
     ] = None,
     prompts: Annotated[bool, typer.Option("--prompts", help="Also measure clicks and rough boxes.")] = False,
     sweep: Annotated[bool, typer.Option("--sweep", help="Also count corrections at many score thresholds.")] = False,
-    pruning: Annotated[
-        bool,
-        typer.Option(
-            "--pruning",
-            help="Instead, measure what the grid's points in sure objects are worth, which PROPOSALS=grid leaves out; "
-            "a minute a photo on a CPU.",
-        ),
-    ] = False,
     score_threshold: ThresholdOption = None,
     checkpoint: CheckpointOption = None,
     device: DeviceOption = None,
@@ -50,27 +41,18 @@ def evaluate(
     """Measure a checkpoint on photos with known boxes.
 
     Prints AP, AP50, AP75 and AR300 (COCO, 300 detections), the corrections an annotator would make for each 100
-    facings, and the seconds for each photo; with --pruning points, boxes and recall of the grid. The last line is JSON.
+    facings, and the seconds for each photo. The last line is JSON.
 
     \b
     Examples:
       facings evaluate --photos shelves/images --coco shelves/coco.json
       facings evaluate --photos shelves/images --coco shelves/coco.json --limit 10 --prompts
       facings evaluate --photos shelves/images --coco coco.json --sweep --checkpoint runs/a/facings-nano.safetensors
-      facings evaluate --photos shelves/images --coco shelves/coco.json --limit 5 --pruning
     """
     from scripts.labels import read_truth
     from scripts.measure import evaluate as command
 
-    if pruning:
-        refuse("--pruning", {"prompts": prompts, "sweep": sweep, "score-threshold": score_threshold})
     truths = read_truth(coco, photos, limit=limit)
-    if pruning:
-        from scripts.measure.pruning import measure_pruning, print_pruning
-
-        show_warnings()
-        print_pruning(measure_pruning(engine_options(checkpoint, device), photos, truths))
-        return
     with open_engine(engine_options(checkpoint, device)) as engine:
         evaluation = command.evaluate(
             engine, photos, truths, score_threshold=score_threshold, prompts=prompts, sweep=sweep
