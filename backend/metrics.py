@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from model import Engine, Lane
+    from model import Engine, Lane, Stage
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -92,16 +92,9 @@ class Metrics:
         """One call's time from the caller until the device thread took it."""
         self._queue_wait.labels(lane).observe(seconds)
 
-    def stage(self, stage: str, seconds: float) -> None:
+    def stage(self, stage: Stage, seconds: float) -> None:
         """Time on the device of one stage, such as "encode"."""
         self._engine_seconds.labels(stage).observe(seconds)
-
-    def observe(self, name: str, value: float) -> None:
-        """The engine's callback, until it takes an Observer."""
-        if name.startswith("queue_wait_"):
-            self._queue_wait.labels(name.removeprefix("queue_wait_")).observe(value)
-        else:
-            self.stage(name, value)
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
         """One answered request."""

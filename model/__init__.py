@@ -2,6 +2,7 @@
 
 from model.checkpoints import BUNDLED, OFFICIAL
 from model.engine import EngineOptions, Sam2Engine, version_of
+from model.stages import Observer, Stage
 from model.types import (
     CheckpointError,
     DeadlineExceeded,
@@ -33,8 +34,10 @@ __all__ = [
     "Lane",
     "Mask",
     "NotReady",
+    "Observer",
     "Photo",
     "Prompt",
     "Sam2Engine",
+    "Stage",
     "version_of",
 ]

@@ -13,7 +13,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from backend.photos.loader import Access
 from backend.settings import Settings
 from backend.transports.gunicorn import serve
 from backend.transports.label_studio_app import MAX_PROJECTS, STATUSES, Setup, Setups, create_app
-from model import EngineOptions
+from model import EngineOptions, Observer
 
 ROOT = Path(__file__).parents[1]
 # Requests that Label Studio 1.23.2 sent: bodies as they came, but for long lists of regions, which are cut.
@@ -686,9 +686,9 @@ def test_a_setup_is_logged_with_what_was_understood_and_only_once(caplog: pytest
 def test_any_wsgi_server_can_make_the_app_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[EngineOptions] = []
 
-    def new_engine(options: EngineOptions, *, observe: Callable[[str, float], None]) -> FakeEngine:
+    def new_engine(options: EngineOptions, *, observer: Observer) -> FakeEngine:
         made.append(options)
-        observe("encode", 0.1)
+        observer.stage("encode", 0.1)
         return FakeEngine()
 
     monkeypatch.setattr("backend.service.Sam2Engine", new_engine)
@@ -711,7 +711,7 @@ import backend.transports.gunicorn, backend.transports.label_studio_app, sys
 sys.path.insert(0, "tests")
 from fakes import FakeEngine
 from backend.settings import Settings
-from model import EngineOptions
+from model import EngineOptions, Observer
 from backend.errors import CommandError
 from backend.transports.gunicorn import serve
 create_app = backend.transports.label_studio_app.create_app

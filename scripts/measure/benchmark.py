@@ -27,7 +27,7 @@ import numpy as np
 
 from backend.errors import CommandError
 from backend.photos.decoding import decode_photo
-from model import Engine, EngineOptions, Photo, Prompt, Sam2Engine
+from model import Engine, EngineOptions, Lane, Photo, Prompt, Sam2Engine
 from model.checkpoints import OFFICIAL
 from model.device import choose_placement
 from model.memory import is_out_of_memory
@@ -150,10 +150,12 @@ class Stages:
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._finish: Callable[[], None] | None = None
 
-    def observe(self, name: str, seconds: float) -> None:
+    def waited(self, lane: Lane, seconds: float) -> None:
+        """Waiting is no stage."""
+
+    def stage(self, stage: Stage, seconds: float) -> None:
         """Called at the end of a stage, on the device thread, so that no other begins meanwhile."""
-        if not name.startswith("queue"):
-            self._seconds[name] += seconds + (seconds_of(self._finish) if self._finish else 0.0)
+        self._seconds[stage] += seconds + (seconds_of(self._finish) if self._finish else 0.0)
 
     def of(
         self, call: Callable[[Photo], object], photo: Photo, *, finish: Callable[[], None] | None = None
@@ -242,7 +244,7 @@ def random_weights(config: str) -> Iterator[Path]:
     """A file with random weights of one of sam2's configs. What is measured does not depend on them."""
     import torch
 
-    from model.network import build_module
+    from model.sam2_module import build_module
 
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -295,7 +297,7 @@ def benchmark(
     report: dict[str, Any] = {"cpus": os.cpu_count(), "machine": platform.machine()}
     if {Section.sizes, Section.lanes} & set(sections):
         stages = Stages()
-        engine = Sam2Engine(options, observe=stages.observe)
+        engine = Sam2Engine(options, observer=stages)
         try:
             engine.wait_ready()
             report["version"] = engine.version
