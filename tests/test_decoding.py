@@ -73,7 +73,6 @@ def test_exif_orientation_is_applied_to_the_pixels(orientation: int) -> None:
     ("kind", "options"),
     [
         ("JPEG", {"exif": exif(6), "quality": 95, "subsampling": 0}),
-        ("WEBP", {"exif": exif(6), "lossless": True}),
         ("AVIF", {"exif": exif(6), "quality": 95, "subsampling": "4:4:4"}),
         ("TIFF", {"tiffinfo": {0x0112: 6}}),
         ("TIFF", {"tiffinfo": {0x0112: 6}, "compression": "tiff_deflate"}),
@@ -88,8 +87,9 @@ def test_every_format_with_an_orientation_comes_upright_once(kind: str, options:
 
 def test_an_orientation_that_browsers_do_not_read_is_not_applied() -> None:
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
-    content = saved(Image.fromarray(corners()), "WEBP", lossless=True, xmp=xmp)
-    np.testing.assert_array_equal(decoded(content), corners())
+    for metadata in ({"xmp": xmp}, {"exif": exif(6)}):  # Chromium shows WebP as it is stored
+        content = saved(Image.fromarray(corners()), "WEBP", lossless=True, **metadata)
+        np.testing.assert_array_equal(decoded(content), corners())
 
 
 def test_a_damaged_exif_block_costs_nothing_but_the_orientation() -> None:
@@ -209,8 +209,8 @@ JPEG = saved(Image.fromarray(NOISE), "JPEG")
         ),
         (b'{"detail": "no"}', "application/json", PhotoDecodeError, "of 'application/json'"),
         (JPEG[:2], "", PhotoDecodeError, "expected a JPEG, PNG"),
-        (JPEG[: len(JPEG) // 2], "", PhotoDecodeError, "expected a whole JPEG image, got a damaged one: .*truncated"),
-        (saved(Image.fromarray(NOISE), "PNG")[:-500], "", PhotoDecodeError, "expected a whole PNG image"),
+        (JPEG[: len(JPEG) // 2], "", PhotoDecodeError, "expected a whole image, got one that ends early: 75% of it is missing"),
+        (saved(Image.fromarray(NOISE), "PNG")[:-2000], "", PhotoDecodeError, "ends early: 1.% of it is missing"),
         (saved(Image.fromarray(NOISE), "GIF")[:200], "", PhotoDecodeError, "expected a"),
         (saved(Image.fromarray(NOISE), "WEBP")[:200], "", PhotoDecodeError, "expected a"),
         (saved(Image.fromarray(NOISE), "TIFF")[:5000], "", PhotoDecodeError, "expected a"),
@@ -220,7 +220,7 @@ JPEG = saved(Image.fromarray(NOISE), "JPEG")
         (png_that_claims(60_000, 60_000), "", PhotoTooLarge, "at most 4,096 pixels, got more"),
         (png_that_claims(10_000, 10_000), "", PhotoTooLarge, "at most 4,096 pixels, got "),
         (png_that_claims(65, 64), "", PhotoTooLarge, "at most 4,096 pixels, got 65 x 64"),
-        (png_that_claims(64, 64), "", PhotoDecodeError, "expected a whole PNG image"),
+        (png_that_claims(64, 64), "", PhotoDecodeError, "ends early: 99% of it is missing"),
     ],
 )
 def test_what_is_no_photo_is_refused_with_one_line(

@@ -84,7 +84,12 @@ class _Stream(httpcore.NetworkStream):
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         self._sock.settimeout(_left_s(timeout))
-        self._sock.sendall(buffer)
+        try:
+            self._sock.sendall(buffer)
+        except TimeoutError:
+            raise
+        except OSError as error:  # httpcore then looks whether the server has answered before it hung up
+            raise httpcore.WriteError from error
 
     def close(self) -> None:
         self._sock.close()

@@ -63,7 +63,7 @@ def mended(content: bytes, *, max_raw_bytes: int) -> Iterator[Mended]:
 def check_missing(missing: int, of: int) -> None:
     """Raises PhotoDecodeError when more than MISSING_SHARE is missing."""
     if missing > of * MISSING_SHARE:
-        raise PhotoDecodeError(f"expected a whole image, got one that ends where {missing / of:.0%} are still missing")
+        raise PhotoDecodeError(f"expected a whole image, got one that ends early: {missing / of:.0%} of it is missing")
 
 
 # -- PNG -------------------------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def _jpeg(content: bytes) -> Iterator[Mended]:
         yield Mended(content=bytes(head) + rest)
         return
     if not _scans_are_there(rest, components, progressive):
-        raise PhotoDecodeError("expected a whole image, got one that ends before all of its scans have come")
+        raise PhotoDecodeError("expected a whole image, got one that ends early: some of its scans are missing")
     begun = bytes(head) + rest.rstrip(b"\xff")
     yield Mended(content=begun + _EOI, other_end=begun + _FILLER + _EOI)
 
