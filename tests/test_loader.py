@@ -34,6 +34,7 @@ from backend.errors import PhotoDecodeError, PhotoError, PhotoForbidden, PhotoUn
 from backend.photos import loader as loader_module
 from backend.photos.loader import PhotoLoader
 from backend.settings import Settings
+from backend.transports.label_studio_app import STATUSES
 from model.types import DeadlineExceeded, Photo
 
 # Where photos come from
@@ -233,7 +234,7 @@ def test_bad_input_is_answered_by_status_and_one_line(
         value = value.replace(HERE, elsewhere.url).replace(THERE, label_studio.url)
     with pytest.raises(PhotoError, match=words) as caught:
         load(value, url=label_studio.url, max_photo_bytes=20_000, max_photo_pixels=10_000)
-    assert caught.value.status == code
+    assert STATUSES[caught.value.kind] == code
     message = str(caught.value)
     assert "\n" not in message
     assert "5ec" not in message
