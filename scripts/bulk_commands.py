@@ -83,7 +83,6 @@ def preannotate(
       facings preannotate store1 store2 --out dataset --format yolo --limit 100
       facings preannotate shelves --out boxes.json --dry-run
     """
-    from backend.bulk import jobs
     from backend.bulk.formats import Format, open_writer
     from backend.bulk.outputs import check_outputs
     from backend.photos.files import find_photos
@@ -99,6 +98,8 @@ def preannotate(
     if dry_run:
         printing.print_dry_run_of_files(found, out)
         return
+    from backend.bulk import jobs
+
     config, prefix = jobs.default_label_config(), jobs.LOCAL_FILES if address is None else address
     with (
         signals_as_interrupt(),

@@ -9,17 +9,20 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from backend.bulk.choice import Wanted
 from backend.bulk.formats import Format
 from backend.bulk.outputs import write_whole
-from backend.bulk.pipeline import Failure, Tally
-from backend.bulk.report import Report
-from backend.bulk.tighten import Moved
-from backend.label_studio.project import Project
-from backend.photos.files import FoundPhotos, format_left_out
+from backend.photos.files import format_left_out
 from scripts.console import format_duration, print_lines
+
+if TYPE_CHECKING:
+    from backend.bulk.choice import Wanted
+    from backend.bulk.pipeline import Failure, Tally
+    from backend.bulk.report import Report
+    from backend.bulk.tighten import Moved
+    from backend.label_studio.project import Project
+    from backend.photos.files import FoundPhotos
 
 FAILED_PHOTOS_STATUS = 3
 FAILURES_LISTED = 20

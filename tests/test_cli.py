@@ -6,12 +6,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 import typer
 from conftest import Studio
+from fakes import FakeEngine
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -21,7 +22,7 @@ from backend.bulk.service import BulkService
 from backend.errors import CommandError, OptionError
 from backend.label_studio.retry import Unavailable
 from backend.settings import Settings
-from model import Engine, EngineOptions, Sam2Engine, version_of
+from model import EngineOptions, Lane, Sam2Engine, version_of
 from model.types import CheckpointError, Detections, Photo
 from scripts import bulk_commands, cli, model_commands, options
 from scripts.console import track
@@ -181,12 +182,17 @@ def test_a_wrong_option_is_a_usage_error(monkeypatch: pytest.MonkeyPatch, capsys
     assert "Traceback" not in capsys.readouterr().err
 
 
-class CornerEngine:
+class CornerEngine(FakeEngine):
     """One box in the corner of any photo."""
 
-    name, version, score_threshold = "corner", "corner-1", 0.5
-
-    def preannotate(self, photo: Photo, *, score_threshold: float | None = None, lane: str = "bulk") -> Detections:
+    def preannotate(
+        self,
+        photo: Photo,
+        *,
+        score_threshold: float | None = None,
+        lane: Lane = "bulk",
+        deadline: float | None = None,
+    ) -> Detections:
         return Detections(boxes_xyxy=np.array([[0, 0, 4, 4]], np.float32), scores=np.array([0.9], np.float32))
 
 
@@ -194,7 +200,7 @@ class CornerEngine:
 def corner_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
     def opened_service(_: Settings) -> Iterator[BulkService]:
-        yield BulkService.open(Settings(), engine=cast(Engine, CornerEngine()))
+        yield BulkService.open(Settings(), engine=CornerEngine())
 
     @contextmanager
     def opened_engine(_: EngineOptions) -> Iterator[CornerEngine]:
