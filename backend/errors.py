@@ -13,7 +13,7 @@ FacingsError               500  internal           unforeseen; the server's log 
 │   │   └── PhotoMissing   502  photo_unreachable  its host answers that it has no such photo
 │   ├── PhotoForbidden     403  photo_forbidden    its address is refused here, or our token is refused there
 │   ├── PhotoTooLarge      413  photo_too_large    more bytes or pixels than the limits
-│   └── PhotoBroken        422  photo_broken       the bytes are not a photo that can be decoded
+│   └── PhotoDecodeError   422  photo_decode       the bytes are not a photo that can be decoded
 └── EngineFailure          500  engine             the engine raised
     ├── EngineNotReady     503  not_ready          it is still loading, or has failed to load
     └── DeadlinePassed     504  deadline           time was up before the answer was there
@@ -21,6 +21,8 @@ FacingsError               500  internal           unforeseen; the server's log 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -100,10 +102,19 @@ class PhotoTooLarge(PhotoError):
     kind = "photo_too_large"
 
 
-class PhotoBroken(PhotoError):
+class PhotoDecodeError(PhotoError):
     """The bytes are not a photo that can be decoded."""
 
-    kind = "photo_broken"
+    kind = "photo_decode"
+
+
+@contextmanager
+def photo_label(label: str) -> Iterator[None]:
+    """Puts the photo's label, such as its address, in front of the message of a PhotoError that is raised inside."""
+    try:
+        yield
+    except PhotoError as error:
+        raise type(error)(f"{label!r}: {error}") from None
 
 
 class EngineFailure(FacingsError):

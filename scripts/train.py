@@ -5,13 +5,16 @@ Knows files of labels and the evaluation; the training itself is model.training.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backend.errors import CommandError
-from backend.photos.files import read_ahead, read_pixels
+from backend.photos.files import read_ahead, read_photo, read_pixels
+from backend.settings import Settings
 from scripts.console import track
 from scripts.labels import Truth
 
@@ -26,7 +29,9 @@ def labelled_photos(truths: Sequence[Truth], photos_dir: Path) -> LabelledPhotos
     from model.training.samples import LabelledPhoto, LabelledPhotos
 
     usable = []
-    outcomes = zip(truths, read_ahead(photos_dir / truth.file_name for truth in truths), strict=True)
+    max_pixels = Settings.from_env(os.environ).max_photo_pixels
+    paths = (photos_dir / truth.file_name for truth in truths)
+    outcomes = zip(truths, read_ahead(paths, partial(read_photo, max_pixels=max_pixels)), strict=True)
     for truth, (path, photo) in track(outcomes, total=len(truths), label="labels"):
         if isinstance(photo, Exception):
             print(f"left out {str(path)!r}: {photo}", file=sys.stderr)
@@ -36,7 +41,7 @@ def labelled_photos(truths: Sequence[Truth], photos_dir: Path) -> LabelledPhotos
             usable.append(LabelledPhoto(path=path, boxes_xyxy=truth.boxes_xyxy.astype("float32")))
     if not usable:
         raise CommandError(f"{str(photos_dir)!r}: expected photos with boxes to learn from, found none that can serve")
-    return LabelledPhotos(photos=tuple(usable), read=read_pixels)
+    return LabelledPhotos(photos=tuple(usable), read=partial(read_pixels, max_pixels=max_pixels))
 
 
 def scorer(truths: Sequence[Truth], photos_dir: Path, device: str) -> Callable[[Path], dict[str, float]]:

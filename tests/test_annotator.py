@@ -214,8 +214,8 @@ def test_every_task_of_a_prompted_request_is_answered() -> None:
         ({}, "request", "task data: expected the key 'image' of the label config, got []"),
         ({"data": None}, "request", "task data: expected the key 'image' of the label config, got []"),
         ({"data": {"text": "a"}}, "request", "task data: expected the key 'image' of the label config, got ['text']"),
-        ({"data": {"image": 7}}, "photo_broken", "7"),
-        ({"data": {"image": "data:image/png;base64,AAAA"}}, "photo_broken", ""),
+        ({"data": {"image": 7}}, "photo_decode", "7"),
+        ({"data": {"image": "data:image/png;base64,AAAA"}}, "photo_decode", ""),
     ],
 )
 def test_a_task_that_fails_says_why_and_costs_its_neighbours_nothing(

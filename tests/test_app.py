@@ -328,10 +328,10 @@ def test_one_broken_photo_among_many_costs_the_others_nothing() -> None:
     items = predict(app, photos)
     assert len(items) == 30
     assert [i for i, item in enumerate(items) if "result" not in item] == [7]
-    assert items[7]["kind"] == "photo_broken"
+    assert items[7]["kind"] == "photo_decode"
     assert metric(app, 'facings_photos_total{outcome="done"}') == 29
     assert metric(app, 'facings_photos_total{outcome="failed"}') == 1
-    assert metric(app, 'facings_errors_total{kind="photo_broken"}') == 1
+    assert metric(app, 'facings_errors_total{kind="photo_decode"}') == 1
     assert metric(app, 'facings_boxes_total{mode="dense"}') == 29
 
 

@@ -27,7 +27,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from backend.errors import PhotoBroken, PhotoError, PhotoForbidden, PhotoTooLarge, PhotoUnreachable, SettingsError
+from backend.errors import PhotoDecodeError, PhotoError, PhotoForbidden, PhotoTooLarge, PhotoUnreachable, SettingsError
 from backend.photos import addresses, downloads, tokens
 from backend.photos import loader as images
 from backend.photos.loader import Access, PhotoLoader
@@ -255,9 +255,9 @@ def test_local_files_are_read_from_their_folder_when_it_is_known(value: str, sho
         ("a%00.png", PhotoForbidden, "leads nowhere"),
         ("/etc/passwd", PhotoUnreachable, "No such file"),
         ("none.png", PhotoUnreachable, "No such file"),
-        ("", PhotoBroken, "a folder or a device"),
-        ("aisle", PhotoBroken, "a folder or a device"),
-        ("pipe.png", PhotoBroken, "a folder or a device"),
+        ("", PhotoDecodeError, "a folder or a device"),
+        ("aisle", PhotoDecodeError, "a folder or a device"),
+        ("pipe.png", PhotoDecodeError, "a folder or a device"),
     ],
 )
 def test_local_files_stay_within_their_folder(d: str, error: type[PhotoError], words: str, shop: Path) -> None:

@@ -19,6 +19,7 @@ from urllib.parse import quote, urlsplit
 
 from backend.bulk.formats import Boxed, Writer
 from backend.bulk.pipeline import Busy, Job, Outcome, Run, Tally
+from backend.settings import Settings
 from scripts.console import duration, tally_shown
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from backend.label_studio.label_config import LabelConfig
     from backend.label_studio.project import Project, Selection, Task
     from backend.photos.loader import PhotoLoader
-    from backend.settings import Settings
     from model import Engine, Photo
 
 LOCAL_FILES = "/data/local-files/?d="
@@ -124,7 +124,7 @@ def photos_to_do(photos_dir: Path, out: Path) -> list[Path]:
     from backend.photos.files import find_photos
 
     require_place(out, "--out")
-    return find_photos(photos_dir)
+    return [photo.path for photo in find_photos([photos_dir]).photos]
 
 
 def preannotate_folder(
@@ -136,6 +136,7 @@ def preannotate_folder(
     config: LabelConfig,
     address: str | None = None,
     draw: Path | None = None,
+    max_pixels: int = Settings.max_photo_pixels,
 ) -> Report:
     """Boxes of every photo, handed to `writer` in the order of the paths, with file names relative to `photos_dir`.
 
@@ -160,7 +161,12 @@ def preannotate_folder(
         return boxed, len(found)
 
     jobs = (
-        Job(number=i, key=i + 1, shown=path.relative_to(photos_dir).as_posix(), load=partial(read_photo, path))
+        Job(
+            number=i,
+            key=i + 1,
+            shown=path.relative_to(photos_dir).as_posix(),
+            load=partial(read_photo, path, max_pixels=max_pixels),
+        )
         for i, path in enumerate(paths)
     )
     ending = run_to_end(

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from backend.errors import PhotoBroken, PhotoTooLarge
+from backend.errors import PhotoDecodeError, PhotoTooLarge
 from model.types import Photo
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "MPO")
@@ -43,30 +43,30 @@ def raise_pillow_limit(max_pixels: int) -> None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
 
 
-def decode_photo(content: bytes, *, shown: str, content_type: str, max_pixels: int) -> Photo:
+def decode_photo(content: bytes, *, max_pixels: int, content_type: str = "") -> Photo:
     """The photo in `content`.
 
-    shown: the photo's address for messages. content_type: as its server named it, for messages; empty when unknown.
+    content_type: as its server named it, for messages; empty when unknown.
     max_pixels: largest width × height, judged by the header before anything is decoded.
-    Raises PhotoTooLarge, and PhotoBroken for anything that is not one whole image of FORMATS.
+    Raises PhotoTooLarge, and PhotoDecodeError for anything that is not one whole image of FORMATS.
     """
     kind = f" of {content_type[:60]!r}" if content_type else ""
     if not content:
-        raise PhotoBroken(f"{shown!r}: expected an image, got 0 bytes{kind}")
+        raise PhotoDecodeError(f"expected an image, got 0 bytes{kind}")
     try:
         image = Image.open(io.BytesIO(content), formats=_formats())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise PhotoTooLarge(f"{shown!r}: expected at most {max_pixels:,} pixels, got more: {error}") from None
+        raise PhotoTooLarge(f"expected at most {max_pixels:,} pixels, got more: {error}") from None
     except MemoryError:
         raise
     except Exception:  # damaged headers make plugins raise nearly anything
-        raise PhotoBroken(
-            f"{shown!r}: expected a {', '.join(_formats())} image, got {len(content):,} bytes{kind} "
+        raise PhotoDecodeError(
+            f"expected a {', '.join(_formats())} image, got {len(content):,} bytes{kind} "
             f"that begin with {content[:12]!r}"
         ) from None
     width, height = image.size
     if width * height > max_pixels:
-        raise PhotoTooLarge(f"{shown!r}: expected at most {max_pixels:,} pixels, got {width} x {height}")
+        raise PhotoTooLarge(f"expected at most {max_pixels:,} pixels, got {width} x {height}")
     try:
         orientation = _orientation(image)
         rgb = _rgb(image)
@@ -76,7 +76,7 @@ def decode_photo(content: bytes, *, shown: str, content_type: str, max_pixels: i
     except MemoryError:
         raise
     except Exception as error:  # as above: OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
-        raise PhotoBroken(f"{shown!r}: expected a whole {image.format} image, got a damaged one: {error}") from None
+        raise PhotoDecodeError(f"expected a whole {image.format} image, got a damaged one: {error}") from None
 
 
 @cache

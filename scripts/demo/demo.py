@@ -129,8 +129,7 @@ def _photos(folder: Path | None, samples: Path) -> dict[str, Path]:
     from backend.photos.files import find_photos
 
     return {
-        re.sub(r"[^-\w.]", "_", path.relative_to(folder).as_posix().replace("/", "--")): path
-        for path in find_photos(folder)
+        re.sub(r"[^-\w.]", "_", photo.name.replace("/", "--")): photo.path for photo in find_photos([folder]).photos
     }
 
 

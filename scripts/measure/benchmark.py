@@ -131,7 +131,7 @@ def read_as_jpeg(photo: Photo) -> tuple[Photo, float]:
 
     content = cv2.imencode(".jpg", photo.pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
     began = time.perf_counter()
-    read = decode_photo(content, shown="a rendered shelf", content_type="image/jpeg", max_pixels=photo.pixels.size)
+    read = decode_photo(content, max_pixels=photo.pixels.size)
     return read, time.perf_counter() - began
 
 

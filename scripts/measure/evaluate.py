@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -233,9 +235,12 @@ def measure_prompts(engine: Engine, photo: Photo, truth: Truth, *, seed: int = 0
 def photos_with(truths: Sequence[Truth], photos_dir: Path) -> Iterator[tuple[Truth, Photo]]:
     """Each with its photo, with a line that shows how far it is. Raises CommandError for a photo that is missing,
     broken or of another size."""
-    from backend.photos.files import read_ahead
+    from backend.photos.files import read_ahead, read_photo
+    from backend.settings import Settings
 
-    outcomes = zip(truths, read_ahead(photos_dir / truth.file_name for truth in truths), strict=True)
+    paths = (photos_dir / truth.file_name for truth in truths)
+    read = partial(read_photo, max_pixels=Settings.from_env(os.environ).max_photo_pixels)
+    outcomes = zip(truths, read_ahead(paths, read), strict=True)
     for truth, (path, photo) in track(outcomes, total=len(truths), label="evaluate"):
         if isinstance(photo, Exception):
             raise CommandError(f"{str(path)!r}: {photo}") from photo

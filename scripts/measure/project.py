@@ -28,6 +28,7 @@ from scripts.measure.benchmark import shelf_photos
 
 PHOTOS = 200
 MEGAPIXELS = 2
+MAX_PIXELS = Settings.max_photo_pixels
 PHOTOS_PER_UPLOAD = 20
 
 
@@ -78,7 +79,7 @@ def measure_project(options: EngineOptions, *, photos: int = PHOTOS) -> ProjectR
                 number = client.create_project("benchmark", LABEL_CONFIG.read_text())
                 for start in range(0, photos, PHOTOS_PER_UPLOAD):
                     client.upload(number, {path.name: path for path in paths[start : start + PHOTOS_PER_UPLOAD]})
-                engine.preannotate(read_photo(paths[0]))
+                engine.preannotate(read_photo(paths[0], max_pixels=MAX_PIXELS))
                 before = _bare_rate(engine, paths[::2])
                 cpu_s = _cpu_s(server.pid)
                 settings = Settings(label_studio_url=client.url, label_studio_api_key=account.token)
@@ -120,7 +121,7 @@ def _cpu_s(pid: int) -> float:
 def _bare_rate(engine: Engine, paths: list[Path]) -> float:
     seconds = 0.0
     for path in track(paths, total=len(paths), label="bare engine"):
-        photo = read_photo(path)
+        photo = read_photo(path, max_pixels=MAX_PIXELS)
         began = time.monotonic()
         engine.preannotate(photo)
         seconds += time.monotonic() - began
