@@ -119,7 +119,7 @@ def match(found: Detections, truth: Truth) -> Matching:
     truth_index = np.full(len(found), FALSE, np.int64)
     matched_iou = np.zeros(len(found))
     free_iou = pairwise_iou(found.boxes_xyxy, truth.boxes_xyxy)
-    able = (free_iou >= MATCH_IOU).any(axis=1)
+    able = free_iou.max(axis=1, initial=0) >= MATCH_IOU
     for i in np.argsort(-found.scores, kind="stable"):
         if not able[i]:
             continue

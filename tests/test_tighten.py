@@ -22,9 +22,10 @@ from backend.label_studio.regions import boxes_from_regions, regions_from_detect
 from backend.photos.files import read_photo
 from backend.settings import Settings
 from model import Detections, Engine, EngineOptions, Photo, Sam2Engine
+from model.quality import paired_iou
 from scripts.demo.demo import LABEL_CONFIG
 from scripts.labels import read_truth
-from scripts.measure.evaluate import jitter_boxes, paired_iou
+from scripts.measure.evaluate import jitter_boxes
 
 SHELVES = Path(__file__).parents[2] / "shared" / "shelves_dev"
 CONFIG = parse_label_config(LABEL_CONFIG.read_text())
@@ -132,10 +133,10 @@ def nano() -> Iterator[Engine]:
 @pytest.mark.skipif(not SHELVES.is_dir(), reason="needs the shelves of ../shared")
 def test_rough_boxes_on_real_shelves_come_closer_to_the_truth(nano: Engine) -> None:
     before, after = [], []
-    for truth in read_truth(SHELVES / "coco.json", SHELVES / "images", limit=1):
-        shelf = read_photo(SHELVES / "images" / truth.file_name, max_pixels=100_000_000)
-        known = truth.boxes_xyxy[:40]
-        rough = jitter_boxes(known, truth.size_wh, np.random.default_rng(truth.image_id))
+    for photo in read_truth(SHELVES / "coco.json", SHELVES / "images", limit=1).photos:
+        shelf = read_photo(photo.path, max_pixels=100_000_000)
+        known = photo.truth.boxes_xyxy[:40]
+        rough = jitter_boxes(known, photo.truth.size_wh, np.random.default_rng(photo.number))
         regions = regions_of(rough, shelf.size_wh)
         redrawn = command.redraw(nano, shelf, regions, "image", command.Movement(), Busy())
         before.append(paired_iou(rough, known))
