@@ -194,7 +194,7 @@ def export(
     """Write the encoder and the decoder as ONNX files, and a TensorRT engine where TensorRT is installed.
 
     The files are compared with torch on ONNX Runtime where that is installed. The last line is JSON. ENCODER makes the
-    engine use the encoder; the README says what goes into the files and what comes out.
+    engine use the encoder; docs/export.md says what goes into the files and what comes out.
 
     \b
     Examples:
@@ -226,7 +226,7 @@ def benchmark(
             "through HTTP. memory: resident memory over many requests. upstream: sam2's own predictor on the same "
             "weights. generator: sam2's own mask generator on the same weights, minutes a photo on a CPU. parity: "
             "how alike boxes are, and in each precision. floor: the least time that the arithmetic and the bytes "
-            "take here. project: a whole Label Studio project beside the bare engine. Repeatable; sizes, lanes, "
+            "take here. project: a whole Label Studio project compared with the bare engine. Repeatable; sizes, lanes, "
             "http and upstream by default.",
             show_default=False,
         ),
@@ -253,8 +253,9 @@ def benchmark(
 ) -> None:
     """Measure speed and memory on this machine.
 
-    Medians and 95th percentiles after a warm-up, and the peak memory. The last line is JSON. Beside upstream stands the
-    network that --checkpoint names, with random weights, or SAM 2.1 tiny. Speed does not depend on weights; boxes do.
+    Medians and 95th percentiles after a warm-up, and the peak memory. The last line is JSON. Upstream is compared with
+    the network that --checkpoint names, with random weights, or with SAM 2.1 tiny. Speed does not depend on weights;
+    boxes do.
 
     \b
     Examples:
@@ -265,6 +266,7 @@ def benchmark(
       facings benchmark --section sizes --section floor --checkpoint sam2.1_hiera_large --random-weights
     """
     from scripts.measure import benchmark as command
+    from scripts.measure.timing import without_weights
 
     names = section or ["sizes", "lanes", "http", "upstream"]
     if requests is not None and "memory" not in names:
@@ -275,7 +277,7 @@ def benchmark(
     sections = [command.Section(name) for name in names]
     show_warnings()
     options = engine_options(checkpoint, device)
-    with command.without_weights(options) if random_weights else nullcontext(options) as measured:
+    with without_weights(options) if random_weights else nullcontext(options) as measured:
         command.benchmark(
             measured,
             sections,

@@ -19,7 +19,7 @@ from browser import NO_BROWSER, Annotator, Box, annotator, find_chromium
 from backend.errors import CommandError
 from scripts.demo import label_studio_server as label_studio
 from scripts.demo.demo import LABEL_CONFIG, LABEL_STUDIO_ENVIRONMENT, ROOT, is_ready, start_facings
-from scripts.demo.label_studio_server import Account, Client
+from scripts.demo.label_studio_client import Account, Client
 from scripts.demo.processes import LOOPBACK, free_port
 
 if TYPE_CHECKING:

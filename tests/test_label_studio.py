@@ -20,7 +20,7 @@ from backend.label_studio.regions import regions_from_detections
 from model import Detections
 from model.boxes import iou_matrix
 from model.renderer.shelves import Shelf, render_shelf
-from scripts.demo.label_studio_server import ApiError, Client
+from scripts.demo.label_studio_client import ApiError, Client
 from scripts.labels import read_truth
 
 LABEL_CONFIGS = sorted((Path(__file__).parents[1] / "label_config").glob("*.xml"))

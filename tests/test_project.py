@@ -29,7 +29,7 @@ from backend.label_studio.project import Project, Selection
 from backend.settings import Settings
 from model.renderer.shelves import render_shelf
 from scripts.demo.demo import ROOT
-from scripts.demo.label_studio_server import Client
+from scripts.demo.label_studio_client import Client
 
 SHELF_BOXES = (ROOT / "label_config" / "shelf_boxes.xml").read_text()
 VERSION = FakeEngine().version

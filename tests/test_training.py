@@ -216,14 +216,14 @@ def test_the_loss_falls_a_killed_run_goes_on_and_the_weights_load(tmp_path: Path
         if len(reports) == 3:
             raise Killed
 
-    options = replace(TINY, out=tmp_path, minutes=1.0, report_every=4, learning_rate=4e-3, save_every_s=0.0)
+    options = replace(TINY, out=tmp_path, minutes=20 / 60, report_every=2, learning_rate=4e-3, save_every_s=0.0)
     with pytest.raises(Killed):
         train(options, kill, clock=Clock())
     path = train(replace(options, resume=True), reports.append, clock=Clock())
     steps = [report["step"] for report in reports]
     # The step whose report killed the run was not saved, the one before was.
-    assert steps == [4, 8, 12, *range(12, 61, 4)]
-    assert [report["minutes_left"] * 60 for report in reports] == pytest.approx([60 - step for step in steps])
+    assert steps == [2, 4, 6, *range(6, 21, 2)]
+    assert [report["minutes_left"] * 60 for report in reports] == pytest.approx([20 - step for step in steps])
     assert sum(report["loss"] for report in reports[-3:]) < sum(report["loss"] for report in reports[:3])
     checkpoint = find_checkpoint(str(path), config=None, has_gpu=False)
     assert checkpoint.config == "facings-nano"
