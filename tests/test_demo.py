@@ -102,7 +102,7 @@ def test_the_photos_of_a_folder_keep_their_folders_in_their_names_and_what_is_le
 
 
 def test_a_folder_without_photos_ends_the_demo_with_one_line(tmp_path: Path) -> None:
-    with pytest.raises(CommandError, match="expected photos .*found none"):
+    with pytest.raises(CommandError, match=r"expected photos .*found none"):
         demo_photos(tmp_path, tmp_path)
 
 
