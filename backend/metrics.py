@@ -1,6 +1,6 @@
 """Counters and histograms for Prometheus: one registry for each app.
 
-Knows prometheus_client, the engine's `observe` names and its statistics. Every label has a bounded set of values.
+Knows prometheus_client, and an engine's observer and statistics. Every label has a bounded set of values.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
     from backend.photos.loader import PhotoLoader
-    from model import Engine
+    from model import Engine, Lane, Stage
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 STATES = ("loading", "ready", "failed", "closed")
-_QUEUE_WAIT = "queue_wait_"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0)
 
 Outcome = Literal["done", "failed", "deadline"]
@@ -71,12 +70,13 @@ class Metrics:
         """Also tells the engine's state and queues and both caches, read when somebody asks."""
         self._registry.register(_Collector(engine, photos))
 
-    def observe(self, name: str, value: float) -> None:
-        """The engine's callback: "queue_wait_<lane>" or a stage such as "encode", and seconds."""
-        if name.startswith(_QUEUE_WAIT):
-            self._queue_wait.labels(name.removeprefix(_QUEUE_WAIT)).observe(value)
-        else:
-            self._engine_seconds.labels(name).observe(value)
+    def waited(self, lane: Lane, seconds: float) -> None:
+        """As an engine's observer: a request or job began, after so many seconds in its queue."""
+        self._queue_wait.labels(lane).observe(seconds)
+
+    def stage(self, stage: Stage, seconds: float) -> None:
+        """As an engine's observer: a stage of the work on the device ended."""
+        self._engine_seconds.labels(stage).observe(seconds)
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
         """One answered request."""

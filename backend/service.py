@@ -48,7 +48,7 @@ class Service:
         """
         metrics, photos = Metrics(), PhotoLoader(settings)
         if engine is None:
-            engine = Sam2Engine(settings.engine_options(), observe=metrics.observe)
+            engine = Sam2Engine(settings.engine_options(), observer=metrics)
         metrics.watch(engine, photos)
         return cls(engine=engine, photos=photos, metrics=metrics)
 

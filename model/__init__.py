@@ -2,6 +2,7 @@
 
 from model.checkpoints import BUNDLED, OFFICIAL
 from model.engine import EngineOptions, Sam2Engine
+from model.stages import Observer, Stage
 from model.types import (
     CheckpointError,
     DeadlineExceeded,
@@ -33,7 +34,9 @@ __all__ = [
     "Lane",
     "Mask",
     "NotReady",
+    "Observer",
     "Photo",
     "Prompt",
     "Sam2Engine",
+    "Stage",
 ]

@@ -27,8 +27,9 @@ from model.export import (
     write_decoder,
     write_encoder,
 )
-from model.network import PIXEL_DEVIATION, PIXEL_MEAN, FacingsModule, load_module
+from model.network import PIXEL_DEVIATION, PIXEL_MEAN
 from model.renderer.shelves import render_shelf
+from model.sam2_module import FacingsModule, load_module
 
 COMPARED_PROMPTS = (1, 5)
 

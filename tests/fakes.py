@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from model import DeadlineExceeded, Detections, EngineStats, Mask, NotReady, Photo, Prompt
+from model import DeadlineExceeded, Detections, Engine, EngineStats, Lane, Mask, NotReady, Photo, Prompt
+from model.types import State
 
 Color = tuple[int, int, int]
 Box = tuple[int, int, int, int]
@@ -55,12 +56,12 @@ class FakeEngine:
     def __init__(
         self,
         *,
-        state: Literal["loading", "ready", "failed", "closed"] = "ready",
+        state: State = "ready",
         failure: str | None = None,
         seconds: float = 0.0,
         on_call: Callable[[], None] = lambda: None,
     ) -> None:
-        self.state = state
+        self.state: State = state
         self.failure = failure
         self.seconds = seconds
         self.on_call = on_call
@@ -80,7 +81,7 @@ class FakeEngine:
         photo: Photo,
         *,
         score_threshold: float | None = None,
-        lane: Literal["interactive", "bulk"] = "bulk",
+        lane: Lane = "bulk",
         deadline: float | None = None,
     ) -> Detections:
         self._begin(deadline, method="preannotate", digest=photo.digest, lane=lane, score_threshold=score_threshold)
@@ -131,6 +132,9 @@ class FakeEngine:
             x, y = prompt.points_xy[prompt.is_foreground][0]
         area: npt.NDArray[np.bool_] = (photo.pixels == photo.pixels[int(y), int(x)]).all(axis=2)
         return area
+
+
+_: Engine = FakeEngine()  # mypy compares them
 
 
 def _bounds(area: npt.NDArray[np.bool_]) -> Box:

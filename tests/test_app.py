@@ -13,7 +13,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from backend.photos.loader import Access
 from backend.settings import Settings
 from backend.transports.gunicorn import serve
 from backend.transports.label_studio_app import MAX_PROJECTS, Project, Projects, create_app
-from model import EngineOptions
+from model import EngineOptions, Observer
 
 ROOT = Path(__file__).parents[1]
 CAPTURES = ROOT.parent / "shared" / "label_studio" / "captures"
@@ -589,8 +589,10 @@ def test_webhooks_come_without_credentials() -> None:
 )
 def test_metrics_tell(sample: str) -> None:
     app = new_app()
-    for name in ("queue_wait_interactive", "queue_wait_bulk", "encode"):
-        app.extensions["facings"].metrics.observe(name, 0.2)
+    metrics = app.extensions["facings"].metrics
+    metrics.waited("interactive", 0.2)
+    metrics.waited("bulk", 0.2)
+    metrics.stage("encode", 0.2)
     app.test_client().get("/health")
     response = app.test_client().get("/metrics")
     assert response.content_type == "text/plain; version=0.0.4; charset=utf-8"
@@ -656,9 +658,9 @@ def test_a_setup_is_logged_with_what_was_understood_and_only_once(caplog: pytest
 def test_any_wsgi_server_can_make_the_app_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[EngineOptions] = []
 
-    def new_engine(options: EngineOptions, *, observe: Callable[[str, float], None]) -> FakeEngine:
+    def new_engine(options: EngineOptions, *, observer: Observer) -> FakeEngine:
         made.append(options)
-        observe("encode", 0.1)
+        observer.stage("encode", 0.1)
         return FakeEngine()
 
     monkeypatch.setattr("backend.service.Sam2Engine", new_engine)

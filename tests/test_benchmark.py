@@ -5,7 +5,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,6 +22,7 @@ from backend.label_studio.label_config import parse_label_config
 from backend.label_studio.prompts import prompts_from_context
 from model import DeviceError, EngineOptions
 from model.checkpoints import find_checkpoint
+from model.stages import UNOBSERVED, Observer
 from model.tiling import Tile
 from model.types import Detections, Photo, Prompt
 from scripts.measure import benchmark as command
@@ -38,20 +39,20 @@ class SleepyEngine:
 
     version = "sleepy-1"
 
-    def __init__(self, observe: Callable[[str, float], None] = lambda *_: None) -> None:
-        self.observe = observe
+    def __init__(self, observer: Observer = UNOBSERVED) -> None:
+        self.observer = observer
         self.photos: Counter[str] = Counter()
         self.clicked: list[str] = []
 
     def preannotate(self, photo: Photo) -> Detections:
         self.photos[photo.digest] += 1
         time.sleep(0.02)
-        self.observe("encode", 0.02)
+        self.observer.stage("encode", 0.02)
         return Detections(boxes_xyxy=np.array([[0, 0, 9, 9]]), scores=np.ones(1))
 
     def refine(self, photo: Photo, prompts: list[Prompt]) -> Detections:
         self.clicked.append(photo.digest)
-        self.observe("decode", 0.01)
+        self.observer.stage("decode", 0.01)
         return Detections(boxes_xyxy=np.zeros((len(prompts), 4)), scores=np.ones(len(prompts)))
 
 
@@ -86,7 +87,7 @@ def test_photos_have_the_size_asked_for_and_none_comes_twice() -> None:
 @pytest.mark.usefixtures("plain_shelf")
 def test_known_clicks_are_on_photos_seen_before_and_new_ones_are_not() -> None:
     stages = benchmark_engine.Stages()
-    engine = SleepyEngine(observe=stages.observe)
+    engine = SleepyEngine(observer=stages)
     observed = benchmark_engine.ObservedEngine(engine=engine, stages=stages)
     (result,) = benchmark_engine.measure_sizes(observed, megapixels=[0.1], repeat=2)
     assert (result.preannotate.calls, result.click_new.calls, result.click_known.calls) == (2, 2, 2)
@@ -103,7 +104,7 @@ def test_known_clicks_are_on_photos_seen_before_and_new_ones_are_not() -> None:
 @pytest.mark.usefixtures("plain_shelf")
 def test_what_a_stage_queued_on_a_gpu_counts_there_and_no_other_measured_call_waits_for_it() -> None:
     stages = benchmark_engine.Stages()
-    engine = SleepyEngine(observe=stages.observe)
+    engine = SleepyEngine(observer=stages)
     waited_for: list[str] = []
 
     def finish() -> None:
@@ -175,7 +176,7 @@ def test_sections_that_ask_the_engine_share_one_and_the_report_has_its_version(
     @contextmanager
     def sleepy(_: EngineOptions) -> Iterator[benchmark_engine.ObservedEngine]:
         stages = benchmark_engine.Stages()
-        opened.append(SleepyEngine(observe=stages.observe))
+        opened.append(SleepyEngine(observer=stages))
         yield benchmark_engine.ObservedEngine(engine=opened[-1], stages=stages)
 
     monkeypatch.setattr(benchmark_engine, "observed_engine", sleepy)

@@ -12,9 +12,10 @@ import torch
 
 from model.checkpoints import BUNDLED_WEIGHTS, calibrated_threshold, find_checkpoint
 from model.device import Placement
-from model.network import Network, build_module
+from model.network import Network
 from model.proposer import boxes_of_cells
 from model.renderer.shelves import render_shelf
+from model.sam2_module import build_module
 from model.training.loop import Every, TrainOptions, corrections, on_canvas, train
 from model.training.losses import (
     box_loss,

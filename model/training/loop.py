@@ -23,8 +23,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from model.checkpoints import BUNDLED_CONFIG, read_weights
-from model.network import PIXEL_DEVIATION, PIXEL_MEAN, PRIOR_LOGIT, FacingsModule, build_module, load_weights
+from model.network import PIXEL_DEVIATION, PIXEL_MEAN
 from model.proposer import boxes_of_cells
+from model.sam2_module import PRIOR_LOGIT, FacingsModule, build_module, load_weights
 from model.training.losses import box_loss, centre_loss, mask_losses, projection_losses, window_weights
 from model.training.samples import LabelledPhotos, Samples
 from model.training.targets import MASK_STRIDE

@@ -18,7 +18,7 @@ from typing import get_args
 import numpy as np
 
 from backend.photos.decoding import decode_photo
-from model import Engine, EngineOptions, Photo, Sam2Engine
+from model import Engine, EngineOptions, Lane, Photo, Sam2Engine
 from model.device import choose_placement
 from model.stages import Stage
 from scripts.measure.timing import Timing, clicks_on, format_timing, seconds_of, shelf_photos, timing
@@ -67,10 +67,12 @@ class Stages:
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._finish: Callable[[], None] | None = None
 
-    def observe(self, name: str, seconds: float) -> None:
+    def waited(self, lane: Lane, seconds: float) -> None:
+        """Waiting is no stage."""
+
+    def stage(self, stage: Stage, seconds: float) -> None:
         """Called at the end of a stage, on the device thread, so that no other begins meanwhile."""
-        if not name.startswith("queue"):
-            self._seconds[name] += seconds + (seconds_of(self._finish) if self._finish else 0.0)
+        self._seconds[stage] += seconds + (seconds_of(self._finish) if self._finish else 0.0)
 
     def of(
         self, call: Callable[[Photo], object], photo: Photo, *, finish: Callable[[], None] | None = None
@@ -104,7 +106,7 @@ def observed_engine(options: EngineOptions) -> Iterator[ObservedEngine]:
 
     device = choose_placement(options.device).device
     stages = Stages()
-    engine = Sam2Engine(options, observe=stages.observe)
+    engine = Sam2Engine(options, observer=stages)
     try:
         engine.wait_ready()
         print(f"{engine.version} on {os.cpu_count()} cores")

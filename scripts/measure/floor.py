@@ -17,8 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from model import EngineOptions
 from model.checkpoints import find_checkpoint
 from model.device import Placement, choose_placement
-from model.network import Network, TilePrompt, load_module
+from model.features import TilePrompt
+from model.network import Network
 from model.renderer.shelves import render_shelf
+from model.sam2_module import load_module
 from model.tiling import Tile
 
 MATRIX = 4096  # rows and columns of the matrices whose product stands for the machine's best

@@ -77,7 +77,8 @@ def measure_parity(options: EngineOptions, *, megapixels: Sequence[float]) -> It
     from sam2.sam2_image_predictor import SAM2ImagePredictor
 
     from model.checkpoints import read_weights
-    from model.network import Network, build_module, load_weights
+    from model.network import Network
+    from model.sam2_module import build_module, load_weights
 
     placement = choose_placement(options.device)
     checkpoint = find_checkpoint(
@@ -151,9 +152,9 @@ def _engines_boxes(
 ) -> FloatArray:
     """Boxes for box prompts on a photo that is one tile, read between a mask's low-resolution pixels; at full
     resolution, off the mask enlarged, on a tile resized in float."""
-    from model.detect import batches
+    from model.features import TilePrompt
     from model.masks import read_object
-    from model.network import TilePrompt
+    from model.memory import batches
 
     (features,) = network.encode(pixels, [tile], in_float=at_full_resolution)
     size_wh = tile.side, tile.side
@@ -185,7 +186,8 @@ def _upstreams_boxes(
     import torch
 
     from model.boxes import cells_inside
-    from model.network import MASK_STRIDE, PRIOR_LOGIT
+    from model.features import MASK_STRIDE
+    from model.sam2_module import PRIOR_LOGIT
 
     found = []
     with torch.inference_mode():

@@ -75,7 +75,7 @@ def random_weights(config: str) -> Iterator[Path]:
     """A file with random weights of one of sam2's configs. What is measured does not depend on them."""
     import torch
 
-    from model.network import build_module
+    from model.sam2_module import build_module
 
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -194,9 +193,7 @@ class _Comparison:
         side = round((megapixels * 1e6) ** 0.5)
         shelf = render_shelf(4, (side, side)).photo_rgb
         photos = (Photo(pixels=np.roll(shelf, shift, axis=1)) for shift in itertools.count())
-        every_mask = PointGrid(
-            points_per_side=self.points_per_side, min_score=-1.0, min_stability=0.0, sure_score=math.inf
-        )
+        every_mask = PointGrid(points_per_side=self.points_per_side, min_score=-1.0, min_stability=0.0)
         _, scores = self.ask(next(photos), every_mask)
         masks = min(GENERATOR_MASKS, len(scores) // 2)
         grid = replace(every_mask, min_score=float(np.sort(scores)[-masks - 1]))
@@ -235,11 +232,10 @@ class _Comparison:
     def ask(self, photo: Photo, grid: PointGrid) -> tuple[FloatArray, FloatArray]:
         """The grid by this engine, of the whole photo as one tile."""
         from model.detect import ask_grid, result_of
-        from model.stages import untimed
 
         tile = Tile(left=0, top=0, side=photo.size_wh[0], size=self.network.size, level=0)
         (features,) = self.network.encode(photo.pixels, [tile])
-        return result_of(ask_grid(self.network, features, grid, timed=untimed))
+        return result_of(ask_grid(self.network, features, grid))
 
     def generate(self, generator: SAM2AutomaticMaskGenerator, photo: Photo, *, bf16: bool) -> None:
         """The grid by upstream."""
