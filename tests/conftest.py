@@ -21,7 +21,7 @@ import model
 from model.checkpoints import BUNDLED_WEIGHTS, Checkpoint, find_checkpoint, read_weights
 from scripts.demo import label_studio_server as label_studio
 from scripts.demo.demo import LABEL_STUDIO_ENVIRONMENT, ROOT, is_ready, start_facings
-from scripts.demo.label_studio_server import Account, Client
+from scripts.demo.label_studio_client import Account, Client
 from scripts.demo.processes import LOOPBACK, free_port
 
 ACCOUNT = Account(

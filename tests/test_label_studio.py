@@ -20,7 +20,7 @@ from backend.label_studio.regions import regions_from_detections
 from model import Detections
 from model.boxes import iou_matrix
 from model.renderer.shelves import Shelf, render_shelf
-from scripts.demo.label_studio_server import ApiError, Client
+from scripts.demo.label_studio_client import ApiError, Client
 from scripts.labels import read_truth
 
 LABEL_CONFIGS = sorted((Path(__file__).parents[1] / "label_config").glob("*.xml"))
@@ -281,10 +281,10 @@ def test_what_annotators_submitted_is_read_from_an_export(studio: Studio, tmp_pa
     studio.client.annotate(done.id, regions_from_detections(detections, SIZE_WH, config))
     export = tmp_path / "export.json"
     export.write_text(json.dumps(studio.client.export(project)))
-    (truth,) = read_truth(export, tmp_path)
-    assert (truth.image_id, truth.file_name, truth.size_wh) == (done.id, "shelf-70.jpg", SIZE_WH)
-    assert np.abs(truth.boxes_xyxy - boxes).max() < 0.01
-    assert untouched.id != truth.image_id
+    (photo,) = read_truth(export, tmp_path).photos
+    assert (photo.number, photo.path.name, photo.truth.size_wh) == (done.id, "shelf-70.jpg", SIZE_WH)
+    assert np.abs(photo.truth.boxes_xyxy - boxes).max() < 0.01
+    assert untouched.id != photo.number
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ from backend.settings import Settings
 from model.renderer.shelves import render_shelf
 from scripts import preannotate as printing
 from scripts.demo.demo import ROOT
-from scripts.demo.label_studio_server import Client
+from scripts.demo.label_studio_client import Client
 
 SHELF_BOXES = (ROOT / "label_config" / "shelf_boxes.xml").read_text()
 VERSION = FakeEngine().version

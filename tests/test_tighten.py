@@ -21,9 +21,10 @@ from backend.label_studio.project import Project
 from backend.label_studio.regions import boxes_from_regions, regions_from_detections
 from backend.settings import Settings
 from model import Detections, Engine, EngineOptions, Photo, Sam2Engine
+from model.quality import paired_iou
 from scripts.demo.demo import LABEL_CONFIG
 from scripts.labels import read_truth
-from scripts.measure.evaluate import jitter_boxes, paired_iou
+from scripts.measure.evaluate import jitter_boxes
 
 SHELVES = Path(__file__).parents[2] / "shared" / "shelves_dev"
 CONFIG = parse_label_config(LABEL_CONFIG.read_text())
@@ -131,10 +132,10 @@ def nano() -> Iterator[Engine]:
 def test_rough_boxes_on_real_shelves_come_closer_to_the_truth(nano: Engine) -> None:
     before, after = [], []
     service = BulkService.open(Settings(), engine=nano)
-    for truth in read_truth(SHELVES / "coco.json", SHELVES / "images", limit=1):
-        shelf = service.photo(SHELVES / "images" / truth.file_name)
-        known = truth.boxes_xyxy[:40]
-        rough = jitter_boxes(known, truth.size_wh, np.random.default_rng(truth.image_id))
+    for photo in read_truth(SHELVES / "coco.json", SHELVES / "images", limit=1).photos:
+        shelf = service.photo(photo.path)
+        known = photo.truth.boxes_xyxy[:40]
+        rough = jitter_boxes(known, photo.truth.size_wh, np.random.default_rng(photo.number))
         regions = regions_of(rough, shelf.size_wh)
         redrawn = command.redraw(service, shelf, regions, "image", command.Movement())
         before.append(paired_iou(rough, known))

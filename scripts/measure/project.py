@@ -1,4 +1,4 @@
-"""`facings preannotate --project` on a Label Studio of its own, beside the bare engine on the same photos.
+"""Pre-annotating a project on a Label Studio of its own, compared with the bare engine on the same photos.
 
 Knows how a Label Studio is started and filled. Measuring returns values; printing is apart.
 """
@@ -24,9 +24,9 @@ from model import Engine, EngineOptions, Sam2Engine
 from scripts.console import track
 from scripts.demo import label_studio_server as label_studio
 from scripts.demo.demo import LABEL_CONFIG, LABEL_STUDIO_ENVIRONMENT
-from scripts.demo.label_studio_server import Account, Client
+from scripts.demo.label_studio_client import Account, Client
 from scripts.demo.processes import LOOPBACK, free_port
-from scripts.measure.benchmark import shelf_photos
+from scripts.measure.timing import shelf_photos
 
 PHOTOS = 200
 MEGAPIXELS = 2
@@ -36,7 +36,7 @@ PHOTOS_PER_UPLOAD = 20
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectResult:
-    """Photos a second, of the engine alone, with photos decoded beforehand, and of the whole command.
+    """Photos per second, of the engine alone, with photos decoded beforehand, and of the whole command.
 
     bare_per_s: before and after the project. engine_busy: share of the command's time in which the engine had a photo.
     label_studio_cpu: processors that Label Studio, on the same machine, kept busy meanwhile, on average.
