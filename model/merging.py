@@ -59,7 +59,7 @@ def _second_scores(
 
 def _support(boxes_xyxy: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     """In [0, 1] for each box `[K]`: mean score of its SUPPORTERS best neighbours, less where they differ in size."""
-    rows = torch.arange(len(scores)).split(ROWS_AT_A_TIME)
+    rows = torch.split(torch.arange(len(scores)), ROWS_AT_A_TIME)
     return torch.cat([_support_of(part, boxes_xyxy, scores) for part in rows])
 
 

@@ -202,7 +202,7 @@ class _Base2:
 def annotator_module_on_2x() -> Iterator[ModuleType]:
     """A second copy of the annotator, imported while label-studio-ml is 2.x. The first one stays as it is."""
     package, module = ModuleType("label_studio_ml"), ModuleType("label_studio_ml.model")
-    package.__path__ = []  # type: ignore[attr-defined]
+    package.__path__ = []
     module.LabelStudioMLBase = type("LabelStudioMLBase", (_Base2,), {"cache": {}})  # type: ignore[attr-defined]
     names = ("label_studio_ml", "label_studio_ml.model")
     saved = {name: sys.modules.get(name) for name in names}
