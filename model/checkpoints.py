@@ -81,7 +81,7 @@ def find_checkpoint(requested: str, *, config: str | None, has_gpu: bool) -> Che
             return _download(DEFAULT_WITH_GPU)
         except CheckpointError as error:
             log.warning(
-                "SAM 2.1 large, the default with a GPU, is unavailable; using the small bundled %s: %s", BUNDLED, error
+                "NOT RUNNING SAM 2.1 LARGE, the default with a GPU, but the small bundled %s: %s", BUNDLED, error
             )
             requested = BUNDLED
     if requested == BUNDLED:

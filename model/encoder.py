@@ -1,8 +1,8 @@
 """Where a tile's features come from: the interface of an encoder, and the contract of those exported to files.
 
-Knows tensors, the names of inputs and outputs, and what an exported file says of itself. Knows nothing of tiles or
-prompts, of how such files are found and opened (model.exported_encoders) or made (model.export). An exported encoder
-belongs to one checkpoint: the decoder stays in torch and takes only what its own encoder makes.
+Knows tensors, the names of inputs and outputs, and the metadata of an exported file. Knows nothing of tiles or prompts,
+of how such files are found and opened (model.exported_encoders) or made (model.export). An exported encoder belongs to
+one checkpoint: the decoder stays in torch and takes only what its own encoder makes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How long the engine's work waits and takes: the interface of whoever wants to know, and a clock for it.
+"""How long the engine's work waits and takes: the interface of an observer, and a clock that serves it.
 
 Knows clocks and the stages' names. On a GPU a stage ends when its work is queued, unless its answer is fetched.
 """

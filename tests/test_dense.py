@@ -130,51 +130,40 @@ def test_the_grid_asks_each_of_its_points_once_in_batches_that_the_device_holds(
 @pytest.fixture(scope="module")
 def panorama() -> list[Shelf]:
     """Photos of shelves, to be joined side by side."""
-    return [render_shelf(seed, (900, 900), facing_px=75) for seed in range(30, 35)]
+    return [render_shelf(seed, (900, 900), facing_px=60) for seed in range(40, 45)]
 
 
-def joined(shelves: list[Shelf]) -> tuple[Photo, np.ndarray]:
-    """One photo of all shelves, with their boxes."""
-    boxes = [shelf.boxes_xyxy + np.float32([900 * i, 0, 900 * i, 0]) for i, shelf in enumerate(shelves)]
-    return Photo(pixels=np.concatenate([shelf.photo_rgb for shelf in shelves], axis=1)), np.concatenate(boxes)
-
-
-def turned(photo: Photo) -> Photo:
-    """By a quarter to the left."""
-    return Photo(pixels=np.ascontiguousarray(np.rot90(photo.pixels)))
+def joined(shelves: list[Shelf], axis: int) -> tuple[Photo, np.ndarray]:
+    """One photo of all shelves with their boxes: side by side (axis 1), or one above the other (axis 0)."""
+    step = np.float32([0, 900, 0, 900] if axis == 0 else [900, 0, 900, 0])
+    boxes = np.concatenate([shelf.boxes_xyxy + i * step for i, shelf in enumerate(shelves)])
+    return Photo(pixels=np.concatenate([shelf.photo_rgb for shelf in shelves], axis=axis)), boxes
 
 
 def found_share(found: np.ndarray, truth: np.ndarray) -> float:
     return float((iou_matrix(found, truth).max(0) > 0.5).mean())
 
 
-def test_a_panorama_has_about_as_many_facings_as_its_parts(bundled: Engine, panorama: list[Shelf]) -> None:
-    photo, truth = joined(panorama)
+@pytest.mark.parametrize("axis", [1, 0], ids=["landscape", "portrait"])
+def test_a_panorama_has_about_as_many_facings_as_its_parts(bundled: Engine, panorama: list[Shelf], axis: int) -> None:
+    photo, truth = joined(panorama, axis)
     alone = [bundled.preannotate(Photo(pixels=shelf.photo_rgb)) for shelf in panorama]
     found = bundled.preannotate(photo)
     assert sum(map(len, alone)) > 100
-    assert 0.85 <= len(found) / sum(map(len, alone)) <= 1.15
+    assert 0.8 <= len(found) / sum(map(len, alone)) <= 1.25
     shares = [found_share(one.boxes_xyxy, shelf.boxes_xyxy) for one, shelf in zip(alone, panorama, strict=True)]
     assert found_share(found.boxes_xyxy, truth) > 0.9 * np.mean(shares)
-
-
-def test_a_panorama_in_portrait_has_about_as_many_facings_as_its_parts(bundled: Engine, panorama: list[Shelf]) -> None:
-    """The shelves lie on their side, in the panorama as in the parts."""
-    parts = [turned(Photo(pixels=shelf.photo_rgb)) for shelf in panorama]
-    alone = sum(len(bundled.preannotate(part)) for part in parts)
-    assert alone > 50
-    assert 0.8 <= len(bundled.preannotate(turned(joined(panorama)[0]))) / alone <= 1.2
 
 
 def test_a_checkpoint_without_a_head_finds_the_facings_of_a_panorama_too(
     bundled: Engine, prompted: Engine, panorama: list[Shelf]
 ) -> None:
-    photo, _ = joined(panorama)
+    photo, _ = joined(panorama, axis=1)
     assert len(prompted.preannotate(photo)) > 0.8 * len(bundled.preannotate(photo))
 
 
 def test_clicks_on_a_panorama_give_the_boxes_of_their_objects(bundled: Engine, panorama: list[Shelf]) -> None:
-    photo, truth = joined(panorama)
+    photo, truth = joined(panorama, axis=1)
     boxes = truth[::9]
     clicks = [Prompt(points_xy=box.reshape(1, 2, 2).mean(1), is_foreground=np.ones(1)) for box in boxes]
     found = bundled.refine(photo, clicks)

@@ -58,20 +58,20 @@ class Case:
         return self.folder / "encoder.onnx"
 
     @property
-    def half(self) -> Path:
-        return self.folder / "half.onnx"
+    def fp16(self) -> Path:
+        return self.folder / "encoder-fp16.onnx"
 
     @property
     def decoder(self) -> Path:
         return self.folder / "decoder.onnx"
 
 
-def with_half(case: Case) -> Case:
-    """The case, with its encoder in half precision: as `write_encoder` makes it, without tracing once more."""
+def with_fp16(case: Case) -> Case:
+    """The case, with its encoder in float16: as `write_encoder` makes it, without tracing once more."""
     graph = onnx_ir.load(case.encoder)
     card = ExportCard.read(graph.metadata_props, case.encoder)
     matmuls_to_float16(graph)
-    write_model(graph, dataclasses.replace(card, precision="fp16"), case.half)
+    write_model(graph, dataclasses.replace(card, precision="fp16"), case.fp16)
     return case
 
 
@@ -84,7 +84,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 @pytest.fixture(scope="module")
 def nano(report: Exported) -> Case:
     checkpoint = find_checkpoint(BUNDLED, config=None, has_gpu=False)
-    return with_half(Case(checkpoint=checkpoint, module=load_module(checkpoint), folder=report.files[0].parent))
+    return with_fp16(Case(checkpoint=checkpoint, module=load_module(checkpoint), folder=report.files[0].parent))
 
 
 def exported(name: str, folder: Path) -> Case:
@@ -93,7 +93,7 @@ def exported(name: str, folder: Path) -> Case:
     case = Case(checkpoint=checkpoint, module=load_module(checkpoint), folder=folder)
     write_encoder(case.module, checkpoint, case.encoder, "fp32")
     write_decoder(case.module, checkpoint, case.decoder)
-    return with_half(case)
+    return with_fp16(case)
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +133,8 @@ def answers(path: Path, images: torch.Tensor) -> list[torch.Tensor]:
 
 
 def test_facings_export_tells_the_files_and_how_far_they_are_from_torch(report: Exported) -> None:
-    told = summary(report)
-    files: dict[str, int] = told["files"]  # type: ignore[assignment]
+    printed = summary(report)
+    files: dict[str, int] = printed["files"]  # type: ignore[assignment]
     assert [Path(name).name for name in files][:2] == ["encoder.onnx", "decoder.onnx"]
     assert all(size > 1e6 for size in files.values())
     assert report.encoder is not None
@@ -203,38 +203,40 @@ def test_the_decoders_first_mask_is_the_single_answer_and_the_others_are_the_thr
             assert torch.allclose(iou[:, rows], wanted_iou, atol=1e-5)
 
 
-def test_in_half_precision_only_products_are_float16(case: Case) -> None:
-    """What TensorRT is told: it keeps to the types of the graph."""
-    proto = onnx.shape_inference.infer_shapes(onnx.load(case.half), strict_mode=True)
+def test_in_fp16_only_matrix_multiplications_and_convolutions_are_float16(case: Case) -> None:
+    """TensorRT keeps to the types of the graph."""
+    proto = onnx.shape_inference.infer_shapes(onnx.load(case.fp16), strict_mode=True)
     onnx.checker.check_model(proto)
     types = {value.name: value.type.tensor_type.elem_type for value in [*proto.graph.value_info, *proto.graph.output]}
     types |= {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
     types |= {value.name: value.type.tensor_type.elem_type for value in proto.graph.input}
-    half = onnx.TensorProto.FLOAT16
-    in_half = {node.op_type for node in proto.graph.node if any(types[name] == half for name in node.input if name)}
-    assert in_half <= {*MATMUL_OPS, "Cast"}
-    assert {"Conv"} <= in_half
+    float16 = onnx.TensorProto.FLOAT16
+    in_float16 = {
+        node.op_type for node in proto.graph.node if any(types[name] == float16 for name in node.input if name)
+    }
+    assert in_float16 <= {*MATMUL_OPS, "Cast"}
+    assert {"Conv"} <= in_float16
     assert all(types[value.name] == onnx.TensorProto.FLOAT for value in [*proto.graph.input, *proto.graph.output])
-    products = [node for node in proto.graph.node if node.op_type in MATMUL_OPS]
-    exact = [node for node in products if types[node.input[0]] != half]
+    matmuls = [node for node in proto.graph.node if node.op_type in MATMUL_OPS]
+    exact = [node for node in matmuls if types[node.input[0]] != float16]
     # The last step of the proposal head is done in float32, in torch under autocast as well.
     assert len(exact) == (0 if case.module.proposal_head is None else 2)
-    assert case.half.stat().st_size < 0.6 * case.encoder.stat().st_size
+    assert case.fp16.stat().st_size < 0.6 * case.encoder.stat().st_size
 
 
-def test_in_half_precision_features_are_nearer_to_float32_than_in_bf16(
+def test_in_fp16_features_are_nearer_to_float32_than_in_bf16(
     case: Case, images: torch.Tensor, exact: tuple[torch.Tensor, ...]
 ) -> None:
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         rounded = EncoderGraph(case.module)(images[:1])
-    for got, in_bf16, wanted in zip(answers(case.half, images[:1]), rounded, exact, strict=True):
+    for got, in_bf16, wanted in zip(answers(case.fp16, images[:1]), rounded, exact, strict=True):
         assert 0 < (got - wanted[:1]).abs().max() < (in_bf16 - wanted[:1]).abs().max()
 
 
 def test_files_say_what_they_were_made_from_and_what_they_expect(case: Case) -> None:
     for path, part, precision in (
         (case.encoder, "encoder", "fp32"),
-        (case.half, "encoder", "fp16"),
+        (case.fp16, "encoder", "fp16"),
         (case.decoder, "decoder", "fp32"),
     ):
         proto = onnx_ir.load(path)
@@ -249,7 +251,7 @@ def test_files_say_what_they_were_made_from_and_what_they_expect(case: Case) -> 
 
 
 def test_files_tell_nothing_of_the_machine_that_made_them(case: Case) -> None:
-    for path in (case.encoder, case.half, case.decoder):
+    for path in (case.encoder, case.fp16, case.decoder):
         assert str(Path(model.__file__).parent).encode() not in path.read_bytes()
 
 
@@ -329,9 +331,9 @@ def refusal(requested: Path | str, checkpoint: Checkpoint, placement: Placement 
 
 
 def test_an_encoder_of_other_weights_is_refused(nano: Case, tiny: Case) -> None:
-    told = refusal(tiny.encoder, nano.checkpoint)
-    assert tiny.checkpoint.version in told
-    assert nano.checkpoint.version in told
+    message = refusal(tiny.encoder, nano.checkpoint)
+    assert tiny.checkpoint.version in message
+    assert nano.checkpoint.version in message
     engine = Sam2Engine(EngineOptions(checkpoint=BUNDLED, device="cpu", encoder=str(tiny.encoder)))
     with pytest.raises(NotReady, match=f"it was exported from {TINY}-"):
         engine.wait_ready(120)
@@ -365,7 +367,7 @@ def test_a_tensorrt_engine_is_refused_by_what_stands_beside_it(nano: Case, tiny:
     engine = tmp_path / "encoder.engine"
     engine.touch()
     assert "'encoder.engine.json'" in refusal(engine, nano.checkpoint, GPU)
-    card = dict(ExportCard.read(onnx_ir.load(nano.half).metadata_props, nano.half).strings())
+    card = dict(ExportCard.read(onnx_ir.load(nano.fp16).metadata_props, nano.fp16).strings())
     tensorrt_encoder.card_path(engine).write_text(json.dumps(card | {"tensorrt": "10.0.1", "gpu": "NVIDIA A10"}))
     assert "it was exported from facings-nano-" in refusal(engine, tiny.checkpoint, GPU)
     if not tensorrt_encoder.is_installed():

@@ -102,7 +102,7 @@ print([features.tile.left for features in found], network.encode_batch)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the memory of a process as Linux does")
 def test_a_network_whose_memory_really_runs_out_goes_on_with_fewer_tiles() -> None:
-    """The CPU's memory, held to 400 MiB more than one tile took; a GPU says the same in its own words."""
+    """The CPU's memory, held to 400 MiB more than one tile took; a GPU raises another error for it."""
     ended = subprocess.run([sys.executable, "-c", UNDER_A_LIMIT], capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr[-2000:]
     lefts, batch = ended.stdout.strip().rsplit(maxsplit=1)
