@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +9,7 @@ from PIL import Image
 
 from backend.bulk import jobs as command
 from backend.bulk.formats import Format, open_writer, write_whole
-from backend.errors import CommandError, PhotoUnreachable
-from backend.photos.files import AHEAD, find_photos, read_ahead, read_photo
+from backend.errors import CommandError
 from model.types import Detections, EngineError, NotReady, Photo
 
 
@@ -161,30 +159,3 @@ def test_a_folder_without_photos_is_refused(tmp_path: Path, name: str, expected:
 def test_a_place_for_the_boxes_is_asked_for_before_any_work(folder: Path) -> None:
     with pytest.raises(CommandError, match="existing folder"):
         command.photos_to_do(folder, folder / "no/boxes.json")
-
-
-@pytest.mark.parametrize("count", [0, 1, AHEAD, AHEAD + 3])
-def test_reading_ahead_keeps_the_order(tmp_path: Path, count: int) -> None:
-    paths = [tmp_path / f"{i}.png" for i in range(count)]
-    for i, path in enumerate(paths):
-        write_photo(path, (0, 0, i + 1, 1))
-    read = partial(read_photo, max_pixels=10_000)
-    widths = [
-        int((photo.pixels[0, :, 0] > 128).sum()) for _, photo in read_ahead(paths, read) if isinstance(photo, Photo)
-    ]
-    assert widths == list(range(1, count + 1))
-
-
-def test_a_photo_that_vanished_is_an_outcome_not_an_end(tmp_path: Path) -> None:
-    ((path, outcome),) = read_ahead([tmp_path / "gone.jpg"], partial(read_photo, max_pixels=1))
-    assert path.name == "gone.jpg"
-    assert isinstance(outcome, PhotoUnreachable)
-
-
-def test_photos_are_found_in_the_order_of_their_names(folder: Path) -> None:
-    assert [photo.name for photo in find_photos([folder]).photos] == [
-        "a.png",
-        "b.jpg",
-        "c.png",
-        "sub/d.bmp",
-    ]
