@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,14 +25,19 @@ LEGACY = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Server:
-    """A host on the network: answers the paths it was given and records what it was asked."""
+    """A host on the network: answers the paths it was given, records what it was asked, counts its connections."""
 
     def __init__(self) -> None:
         self.answers: dict[str, Answer] = {}
         self.asked: list[tuple[str, str | None]] = []  # target, Authorization
+        self.connections = 0
         server = self
 
         class Handler(BaseHTTPRequestHandler):
+            def setup(self) -> None:
+                server.connections += 1
+                super().setup()
+
             def do_GET(self) -> None:
                 server.asked.append((self.path, self.headers.get("Authorization")))
                 answer = server.answers.get(self.path.partition("?")[0], partial(status, 404))
@@ -79,9 +84,12 @@ def body(content: bytes, handler: BaseHTTPRequestHandler, *, content_type: str =
     handler.wfile.write(content)
 
 
-def redirect(location: str, handler: BaseHTTPRequestHandler, *, code: int = 302) -> None:
+def redirect(
+    location: str, handler: BaseHTTPRequestHandler, *, code: int = 302, extra: Mapping[str, str] | None = None
+) -> None:
     handler.send_response(code)
-    handler.send_header("Location", location)
+    for name, value in {"Location": location, **(extra or {})}.items():
+        handler.send_header(name, value)
     handler.end_headers()
 
 

@@ -209,7 +209,12 @@ JPEG = saved(Image.fromarray(NOISE), "JPEG")
         ),
         (b'{"detail": "no"}', "application/json", PhotoDecodeError, "of 'application/json'"),
         (JPEG[:2], "", PhotoDecodeError, "expected a JPEG, PNG"),
-        (JPEG[: len(JPEG) // 2], "", PhotoDecodeError, "a whole image, got one that ends early: 75% of it is missing"),
+        (
+            JPEG[: len(JPEG) // 2],
+            "",
+            PhotoDecodeError,
+            "expected a whole image, got one that ends early: 75% of it is missing",
+        ),
         (saved(Image.fromarray(NOISE), "PNG")[:-2000], "", PhotoDecodeError, "ends early: 1.% of it is missing"),
         (saved(Image.fromarray(NOISE), "GIF")[:200], "", PhotoDecodeError, "expected a"),
         (saved(Image.fromarray(NOISE), "WEBP")[:200], "", PhotoDecodeError, "expected a"),

@@ -3,33 +3,23 @@
 # ruff: noqa: F811 - fixtures are imported
 from __future__ import annotations
 
+import gzip
 import shutil
+import socket
 import ssl
 import subprocess
 import time
+import zlib
+from collections.abc import Callable
 from functools import partial
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
-from photo_hosts import (  # noqa: F401 - fixtures
-    ANSWERS,
-    LEGACY,
-    PNG,
-    Answer,
-    Server,
-    body,
-    elsewhere,
-    label_studio,
-    load,
-    png,
-    redirect,
-    servers,
-    status,
-)
+from photo_hosts import PNG, Answer, Server, body, elsewhere, label_studio, load, redirect, servers  # noqa: F401 - fixtures
 
-from backend.errors import PhotoForbidden, PhotoUnreachable
+from backend.errors import PhotoDecodeError, PhotoError, PhotoForbidden, PhotoTooLarge, PhotoUnreachable
 from backend.photos import addresses, connections
 from backend.photos.loader import PhotoLoader
 from backend.settings import Settings
@@ -187,3 +177,162 @@ def test_https_is_checked_against_trusted_certificates(
     elsewhere.answers["/slow.png"] = dribbled_body
     with pytest.raises(PhotoUnreachable, match="no end within"):
         load(f"{url}/slow.png", fetch_timeout_s=0.3)
+
+
+# What of HTTP is understood
+
+
+def raw(answer: bytes, handler: BaseHTTPRequestHandler) -> None:
+    handler.wfile.write(answer)
+
+
+WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(PNG) + PNG
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n" + WHOLE,
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n" + WHOLE,
+        b"HTTP/1.0 200\r\n\r\n" + PNG,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(PNG), PNG),
+    ],
+)
+def test_answers_of_every_shape_are_read(answer: bytes, elsewhere: Server) -> None:
+    elsewhere.answers["/a.png"] = partial(raw, answer)
+    assert load(f"{elsewhere.url}/a.png").size_wh == (5, 3)
+
+
+def encoded(encoding: str, content: bytes, handler: BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Encoding", encoding)
+    handler.send_header("Content-Length", str(len(content)))
+    handler.end_headers()
+    handler.wfile.write(content)
+
+
+RAW_DEFLATE = zlib.compress(PNG)[2:-4]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "content"),
+    [
+        ("gzip", gzip.compress(PNG)),
+        ("X-GZIP", gzip.compress(PNG)),
+        ("gzip", gzip.compress(PNG) + b"trailing"),
+        ("gzip", PNG),  # announced, but not done
+        ("deflate", zlib.compress(PNG)),
+        ("deflate", RAW_DEFLATE),
+        ("identity", PNG),
+    ],
+)
+def test_content_that_is_compressed_though_nobody_asked_is_read(
+    encoding: str, content: bytes, elsewhere: Server
+) -> None:
+    elsewhere.answers["/a.png"] = partial(encoded, encoding, content)
+    assert load(f"{elsewhere.url}/a.png").size_wh == (5, 3)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "content", "error", "words"),
+    [
+        ("gzip", gzip.compress(bytes(10_000_000)), PhotoTooLarge, "at most 20,000 bytes after decompression"),
+        ("deflate", zlib.compress(bytes(20_001)), PhotoTooLarge, "at most 20,000 bytes after decompression"),
+        ("gzip", gzip.compress(PNG)[:-20], PhotoDecodeError, "expected whole gzip content, got a part of it"),
+        ("gzip", gzip.compress(PNG)[:10] + b"\xff\xff\xff\xff", PhotoDecodeError, "expected gzip content as announced"),
+        ("br", b"junk", PhotoDecodeError, "not compressed, or by gzip or deflate, got 'br'"),
+        ("gzip, gzip", b"junk", PhotoDecodeError, "got 'gzip, gzip'"),
+    ],
+)
+def test_compressed_content_stays_within_the_limit_and_has_to_be_whole(
+    encoding: str, content: bytes, error: type[PhotoError], words: str, elsewhere: Server
+) -> None:
+    elsewhere.answers["/a.png"] = partial(encoded, encoding, content)
+    with pytest.raises(PhotoError, match=words) as caught:
+        load(f"{elsewhere.url}/a.png", max_photo_bytes=20_000)
+    assert type(caught.value) is error
+
+
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [
+        ("/ä b.png?ü=1".encode(), "/%C3%A4%20b.png?%C3%BC=1"),
+        ("/ä.png".encode("latin-1"), "/%E4.png"),
+        (b"/%C3%A4.png", "/%C3%A4.png"),
+    ],
+)
+def test_redirects_are_followed_whatever_their_characters(location: bytes, target: str, elsewhere: Server) -> None:
+    moved = b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nConnection: close\r\nLocation: " + location + b"\r\n\r\n"
+    elsewhere.answers["/moved"] = partial(raw, moved)
+    elsewhere.answers[target.partition("?")[0]] = partial(body, PNG)
+    assert load(f"{elsewhere.url}/moved").size_wh == (5, 3)
+    assert elsewhere.targets == ["/moved", target]
+
+
+# Connections
+
+
+@pytest.fixture
+def keeping(servers: Callable[[], Server]) -> Server:
+    """A host that keeps connections open; it answers all photos, and `connections` counts."""
+    server = servers()
+    server.http.RequestHandlerClass.protocol_version = "HTTP/1.1"
+    server.answers |= {f"/{i}.png": partial(body, PNG) for i in range(4)}
+    return server
+
+
+def test_photos_of_one_host_share_a_connection(keeping: Server) -> None:
+    keeping.answers["/moved"] = partial(redirect, "/0.png", extra={"Content-Length": "0"})
+    loader = PhotoLoader(Settings())
+    for path in ("0.png", "1.png", "moved", "2.png"):
+        load(f"{keeping.url}/{path}", loader=loader)
+    assert len(keeping.targets) == 5
+    assert keeping.connections == 1
+
+
+def test_another_port_is_another_connection(keeping: Server, elsewhere: Server) -> None:
+    loader = PhotoLoader(Settings())
+    load(f"{keeping.url}/0.png", loader=loader)
+    load(f"{elsewhere.url}/a.png", loader=loader)
+    assert (keeping.connections, elsewhere.connections) == (1, 1)
+
+
+def test_a_connection_that_the_host_has_closed_meanwhile_is_opened_again(keeping: Server) -> None:
+    def answer_and_hang_up(handler: BaseHTTPRequestHandler) -> None:
+        body(PNG, handler)  # without a word of the end of the connection
+        handler.close_connection = True
+
+    def hang_up_when_asked_again(handler: BaseHTTPRequestHandler) -> None:
+        if keeping.targets.count("/again.png") == 1:
+            handler.connection.shutdown(socket.SHUT_RDWR)
+            handler.close_connection = True
+        else:
+            body(PNG, handler)
+
+    loader = PhotoLoader(Settings())
+    keeping.answers["/0.png"] = answer_and_hang_up
+    keeping.answers["/again.png"] = hang_up_when_asked_again
+    for path in ("0.png", "1.png", "again.png"):
+        assert load(f"{keeping.url}/{path}", loader=loader).size_wh == (5, 3)
+
+
+def test_a_new_connection_that_ends_without_an_answer_is_not_tried_again(keeping: Server) -> None:
+    def hang_up(handler: BaseHTTPRequestHandler) -> None:
+        handler.connection.shutdown(socket.SHUT_RDWR)
+        handler.close_connection = True
+
+    keeping.answers["/a.png"] = hang_up
+    with pytest.raises(PhotoUnreachable, match="Server disconnected without sending a response"):
+        load(f"{keeping.url}/a.png")
+    assert keeping.targets == ["/a.png"]
+
+
+def test_a_kept_connection_has_a_new_deadline_for_each_photo(keeping: Server) -> None:
+    loader = PhotoLoader(Settings(fetch_timeout_s=0.5))
+    load(f"{keeping.url}/0.png", loader=loader)
+    time.sleep(0.6)
+    load(f"{keeping.url}/1.png", loader=loader)
+    keeping.answers["/slow.png"] = dribbled_body
+    with pytest.raises(PhotoUnreachable, match=r"no end within 0\.5 s"):
+        load(f"{keeping.url}/slow.png", loader=loader)
+    assert keeping.connections == 1

@@ -1,14 +1,27 @@
 """Bytes of an image file → Photo: orientation, colour, depth and transparency as the annotator's browser shows them.
 
-Knows Pillow. Knows neither where the bytes come from nor Label Studio.
+Knows Pillow. Knows neither where the bytes come from nor Label Studio. What is read was compared with Chromium, pixel by
+pixel; tests/image_kinds.py holds a file of each kind.
 
-What is made of the kinds of images:
-orientation     EXIF's is applied, so that boxes fit what the browser shows
-transparency    laid on white, the background of packshots
+What is read, whatever the file's suffix and content type say:
+JPEG, MPO       baseline, progressive, gray, CMYK, any sampling; of MPO the first view
+PNG             1 to 16 bits, palette, interlaced; of an animation the first frame
+GIF, WebP, AVIF of an animation the first frame
+BMP             1 to 32 bits, run lengths, all versions; TIFF, which browsers do not show
+with faults     metadata that is damaged or over 1 MB, wrong checksums, bytes after the end, a missing end marker; JPEG, PNG
+                and BMP of which up to 5 % of the rows are missing: the last row that is there is repeated
+
+What is refused, with the reason:
+cut files       JPEG, PNG and BMP of which more is missing, any cut GIF, WebP or AVIF. Chromium shows what is there of some
+other formats   SVG, icons, HEIC, JPEG XL, JPEG 2000, PDF and the rest; no decoder but those of FORMATS is reached
+rare BMP        bit masks of other layouts than Pillow's, 2 bits, run lengths with jumps
+
+What is made of it:
+orientation     EXIF's is applied where Chromium does so, which is everywhere but in WebP
+transparency    laid on white, the background of packshots; a BMP whose alpha is empty is taken as opaque
 16 bits         the full range is scaled to 8 bits (never clipped)
 32 bits, float  the image's own range is scaled to 8 bits: there is no other convention
-animation       the first frame
-CMYK            converted without colour profiles: colours shift a little, edges do not
+colour          profiles and gamma are not applied: colours shift a little, edges do not
 """
 
 from __future__ import annotations
