@@ -41,7 +41,7 @@ def test_private_addresses_are_refused_by_setting_but_for_the_label_studio_of_th
     assert elsewhere.asked == []
 
 
-def test_an_address_from_setup_earns_no_trust(label_studio: Server) -> None:
+def test_an_address_from_setup_is_not_trusted(label_studio: Server) -> None:
     with pytest.raises(PhotoForbidden, match="loopback"):
         load("/data/upload/1/a.png", url=label_studio.url, allow_private_addresses=False)
     assert label_studio.asked == []

@@ -125,7 +125,7 @@ def test_a_name_is_displayed_in_utf_8(name: str, displayed: str) -> None:
         ({f".{i}": 10 - i for i in range(8)}, "left out 52: 10 .0, 9 .1, 8 .2, 7 .3, 6 .4, 12 others"),
     ],
 )
-def test_what_is_left_out_is_told_in_a_few_words(left_out: dict[str, int], text: str) -> None:
+def test_what_is_left_out_is_summed_up_in_a_few_words(left_out: dict[str, int], text: str) -> None:
     assert format_left_out(left_out) == text
 
 

@@ -249,14 +249,14 @@ def test_bad_input_is_answered_by_status_and_one_line(
         ("s3://shelves/a.jpg", "http://ls", None, "expected a task id to resolve it with, got None"),
     ],
 )
-def test_what_only_label_studio_can_serve_says_what_is_missing(
+def test_the_message_names_what_is_missing_where_only_label_studio_can_serve(
     value: str, url: str, task_id: int | None, words: str
 ) -> None:
     with pytest.raises(PhotoUnreachable, match=words):
         load(value, url=url, task_id=task_id)
 
 
-def test_without_a_token_the_message_says_how_to_give_one(label_studio: Server) -> None:
+def test_without_a_token_the_message_explains_how_to_set_one(label_studio: Server) -> None:
     label_studio.answers["/401"] = partial(status, 401)
     with pytest.raises(PhotoForbidden, match="no access token is known: set LABEL_STUDIO_API_KEY"):
         load("/401", url=label_studio.url, token="")
@@ -335,7 +335,7 @@ def test_a_failure_is_not_kept(elsewhere: Server) -> None:
 
 
 def gated(server: Server, path: str, answer: Answer) -> tuple[threading.Event, threading.Event]:
-    """Makes `path` answer only once the second event is set; the first tells that it was asked."""
+    """Makes `path` answer only once the second event is set; the first is set when it was asked."""
     asked, go = threading.Event(), threading.Event()
 
     def answer_later(handler: BaseHTTPRequestHandler) -> None:
@@ -373,25 +373,25 @@ def test_one_who_waits_is_not_bound_by_anothers_deadline(elsewhere: Server) -> N
     loader = PhotoLoader(Settings())
     asked, go = gated(elsewhere, "/a.png", partial(body, PNG))
     with ThreadPoolExecutor(2) as pool:
-        hasty = pool.submit(load, f"{elsewhere.url}/a.png", loader=loader, deadline=time.monotonic() + 0.3)
+        sooner = pool.submit(load, f"{elsewhere.url}/a.png", loader=loader, deadline=time.monotonic() + 0.3)
         assert asked.wait(5)
-        patient = pool.submit(load, f"{elsewhere.url}/a.png", loader=loader)
+        later = pool.submit(load, f"{elsewhere.url}/a.png", loader=loader)
         with pytest.raises(DeadlineExceeded):
-            hasty.result(5)
+            sooner.result(5)
         go.set()
-        assert patient.result(5).size_wh == (5, 3)
+        assert later.result(5).size_wh == (5, 3)
 
 
 def test_one_who_waits_gives_up_at_their_own_deadline(elsewhere: Server) -> None:
     loader = PhotoLoader(Settings())
     asked, go = gated(elsewhere, "/a.png", partial(body, PNG))
     with ThreadPoolExecutor(2) as pool:
-        patient = pool.submit(load, f"{elsewhere.url}/a.png", loader=loader)
+        later = pool.submit(load, f"{elsewhere.url}/a.png", loader=loader)
         assert asked.wait(5)
         with pytest.raises(DeadlineExceeded):
             load(f"{elsewhere.url}/a.png", loader=loader, deadline=time.monotonic() + 0.1)
         go.set()
-        assert patient.result(5).size_wh == (5, 3)
+        assert later.result(5).size_wh == (5, 3)
 
 
 def test_threads_get_the_photos_they_asked_for(elsewhere: Server) -> None:

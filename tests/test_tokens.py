@@ -57,7 +57,7 @@ def test_a_redirect_away_drops_the_token_for_good(label_studio: Server, elsewher
     assert label_studio.authorizations == [f"Token {LEGACY}", None]
 
 
-def test_a_token_that_stayed_behind_at_a_redirect_is_told(label_studio: Server, elsewhere: Server) -> None:
+def test_the_message_explains_that_a_redirect_left_the_token_behind(label_studio: Server, elsewhere: Server) -> None:
     label_studio.answers["/away"] = partial(redirect, f"{elsewhere.url}/401?X-Sig=5ec")
     elsewhere.answers["/401"] = partial(status, 401)
     with pytest.raises(PhotoForbidden, match="the access token was not sent there") as caught:
@@ -170,7 +170,9 @@ def test_an_access_jwt_goes_out_as_it_is(label_studio: Server) -> None:
         (partial(body, b"[" * 70_000), PhotoTooLarge, "expected at most 65,536 bytes"),
     ],
 )
-def test_a_failing_exchange_says_so(answer: Answer, error: type[PhotoError], words: str, label_studio: Server) -> None:
+def test_a_failed_exchange_is_named_in_the_message(
+    answer: Answer, error: type[PhotoError], words: str, label_studio: Server
+) -> None:
     label_studio.answers["/api/token/refresh/"] = answer
     with pytest.raises(PhotoError, match=words) as caught:
         load("/data/upload/1/a.png", url=label_studio.url, token=jwt(token_type="refresh"))
@@ -192,7 +194,7 @@ def test_a_failing_exchange_says_so(answer: Answer, error: type[PhotoError], wor
         (jwt(), True),
     ],
 )
-def test_a_personal_access_token_is_told_by_its_shape(token: str, personal: bool) -> None:
+def test_a_personal_access_token_is_recognized_by_its_shape(token: str, personal: bool) -> None:
     known = tokens.LabelStudio(address=addresses.parse_address("http://ls"), token=token)
     assert known.token_is_personal == personal
     assert not token or token not in repr(known)
@@ -207,13 +209,13 @@ def test_no_secret_reaches_a_message_a_traceback_or_a_log(
     elsewhere.answers |= ANSWERS
     label_studio.answers["/tasks/7/resolve/"] = partial(redirect, f"{elsewhere.url}/cut.png?X-Sig=5ec")
     personal = jwt(token_type="refresh", jti="5ec")
-    told = []
+    messages = []
     for token in ("5ec5ec5ec", personal):
         for value in ("/401", "/403", "/nothing", "/short", "/html", "/away", "/to-login", "s3://b/k.jpg?v=5ec"):
             with pytest.raises(PhotoError) as caught:
                 load(value, url=label_studio.url, token=token)
-            told += [str(caught.value), repr(caught.value), "".join(traceback.format_exception(caught.value))]
-    assert len(told) == 48
-    for text in [*told, caplog.text]:
+            messages += [str(caught.value), repr(caught.value), "".join(traceback.format_exception(caught.value))]
+    assert len(messages) == 48
+    for text in [*messages, caplog.text]:
         assert "5ec" not in text
         assert personal.rpartition(".")[0] not in text

@@ -1,18 +1,18 @@
 """Bytes of an image file → Photo: orientation, colour, depth and transparency as the annotator's browser shows them.
 
-Knows Pillow. Knows neither where the bytes come from nor Label Studio. What is read was compared with Chromium, pixel by
-pixel; tests/image_kinds.py holds a file of each kind.
+Knows Pillow. Knows neither where the bytes come from nor Label Studio. What is read was compared with Chromium, pixel
+by pixel; tests/image_kinds.py holds a file of each kind.
 
 What is read, whatever the file's suffix and content type say:
 JPEG, MPO       baseline, progressive, gray, CMYK, any sampling; of MPO the first view
 PNG             1 to 16 bits, palette, interlaced; of an animation the first frame
 GIF, WebP, AVIF of an animation the first frame
 BMP             1 to 32 bits, run lengths, all versions; TIFF, which browsers do not show
-with faults     metadata that is damaged or over 1 MB, wrong checksums, bytes after the end, a missing end marker; JPEG, PNG
-                and BMP of which up to 5 % of the rows are missing: the last row that is there is repeated
+with faults     metadata that is damaged or over 1 MB, wrong checksums, bytes after the end, a missing end marker; JPEG,
+                PNG and BMP of which up to 5 % of the rows are missing: the last row that is there is repeated
 
 What is refused, with the reason:
-cut files       JPEG, PNG and BMP of which more is missing, any cut GIF, WebP or AVIF. Chromium shows what is there of some
+cut files       JPEG, PNG and BMP of which more is missing, any cut GIF, WebP or AVIF; Chromium shows a part of some
 other formats   SVG, icons, HEIC, JPEG XL, JPEG 2000, PDF and the rest; no decoder but those of FORMATS is reached
 rare BMP        bit masks of other layouts than Pillow's, 2 bits, run lengths with jumps
 

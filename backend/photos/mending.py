@@ -35,7 +35,7 @@ _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _MOST_SEGMENTS = 10_000
 _SEGMENT = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")  # libjpeg reads on to the next one
 _SEGMENT_IN_SCANS = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-_FILLER = b"\x55" * 64  # reads as pixels of some kind
+_FILLER = b"\x55" * 4096  # reads as pixels of some kind, and is enough for one block of each component
 
 
 @dataclass(frozen=True, kw_only=True)
