@@ -176,9 +176,7 @@ def preannotate_project(
             printing.print_dry_run_of_project(source, version, wanted, tally)
             return
         if ray is not None:
-            os.environ.setdefault(
-                "RAY_USAGE_STATS_ENABLED", "0"
-            )  # Ray reads it when it is imported, and would send them
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray sends usage statistics
             from backend.bulk import on_ray
 
             cluster = on_ray.Cluster(address=ray, actors=actors, gpus=gpus)
