@@ -5,6 +5,7 @@ Knows the options of these subcommands; the work is done by backend.bulk, what i
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -175,6 +176,7 @@ def preannotate_project(
             printing.print_dry_run_of_project(source, version, wanted, tally)
             return
         if ray is not None:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray sends usage statistics
             from backend.bulk import on_ray
 
             cluster = on_ray.Cluster(address=ray, actors=actors, gpus=gpus)

@@ -9,7 +9,6 @@ what is done.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections import Counter, deque
@@ -235,7 +234,6 @@ def format_resources(cpus: float, gpus: float) -> str:
 @contextmanager
 def connected(ray: Any, cluster: Cluster) -> Iterator[None]:
     """A connection to the cluster, and errors of Ray in one line."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray sends no usage statistics
     local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
         ray.init(
