@@ -41,4 +41,5 @@ def test_these_are_the_public_names() -> None:
         "Prompt",
         "Sam2Engine",
         "Stage",
+        "version_of",
     }
