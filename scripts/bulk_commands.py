@@ -14,8 +14,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from backend.errors import OptionError
-from scripts.console import progress
-from scripts.demo.processes import signals_as_interrupt
+from scripts.console import progress, signals_as_interrupt
 from scripts.options import (
     CheckpointOption,
     DeviceOption,

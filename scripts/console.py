@@ -1,18 +1,20 @@
-"""What the person at the terminal sees of a running command: progress, and lines of text.
+"""What the person at the terminal sees of a running command, and how that person ends it: progress, lines, signals.
 
-Knows rich, and how to write durations. Progress goes to standard error, so that standard output holds results only: a
+Knows rich, signals, and how to write durations. Progress goes to standard error, so that standard output holds results only: a
 bar on a terminal, plain lines in a file or a CI log.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO, TypeVar
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn, TextIO, TypeVar
 
 if TYPE_CHECKING:
     from backend.bulk.pipeline import Tally
@@ -105,3 +107,25 @@ def format_duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+@contextmanager
+def signals_as_interrupt() -> Iterator[None]:
+    """Makes a hang-up or a request to terminate end this process as Ctrl-C does: through all `with` blocks.
+
+    Ctrl-C itself is named too, because a shell's background jobs are started with it ignored. A hang-up that is ignored
+    already stays so: that is what `nohup` is for.
+    """
+
+    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    handled = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        handled.append(signal.SIGHUP)
+    before = [signal.signal(number, interrupt) for number in handled]
+    try:
+        yield
+    finally:
+        for number, handler in zip(handled, before, strict=True):
+            signal.signal(number, handler)

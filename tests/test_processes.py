@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from backend.errors import CommandError
-from scripts.demo import processes
+from scripts.console import signals_as_interrupt
 from scripts.demo.processes import LOOPBACK, Server, free_port, port_in_use, require_free_port
 
 # Prints the id of a child that ignores SIGTERM, then waits.
@@ -103,7 +103,7 @@ def test_a_hang_up_ends_a_command_unless_it_is_ignored(handler: signal.Handlers)
     try:
         with (
             pytest.raises(KeyboardInterrupt) if handler is signal.SIG_DFL else nullcontext(),
-            processes.signals_as_interrupt(),
+            signals_as_interrupt(),
         ):
             os.kill(os.getpid(), signal.SIGHUP)
         assert signal.getsignal(signal.SIGHUP) is handler

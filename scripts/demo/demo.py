@@ -20,11 +20,11 @@ from pathlib import Path
 import requests
 
 from backend.errors import CommandError
-from scripts.console import track
+from scripts.console import signals_as_interrupt, track
 from scripts.demo import label_studio_server as label_studio
 from scripts.demo.label_studio_client import Account, ApiError, Client
 from scripts.demo.photos import demo_photos
-from scripts.demo.processes import LOOPBACK, Server, require_free_port, signals_as_interrupt
+from scripts.demo.processes import LOOPBACK, Server, require_free_port
 
 ROOT = Path(__file__).parents[2]
 LABEL_STUDIO_ENVIRONMENT = ROOT / ".cache" / "label-studio"

@@ -12,11 +12,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import NoReturn
+from types import TracebackType
 
 from backend.errors import CommandError
 
@@ -120,28 +118,6 @@ class Server:
     def _log_end(self) -> str:
         lines = self.log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:]
         return "\n".join([f"the end of {self.log}:", *(f"  {line}" for line in lines)])
-
-
-@contextmanager
-def signals_as_interrupt() -> Iterator[None]:
-    """Makes a hang-up or a request to terminate end this process as Ctrl-C does: through all `with` blocks.
-
-    Ctrl-C itself is named too, because a shell's background jobs are started with it ignored. A hang-up that is ignored
-    already stays so: that is what `nohup` is for.
-    """
-
-    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    handled = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        handled.append(signal.SIGHUP)
-    before = [signal.signal(number, interrupt) for number in handled]
-    try:
-        yield
-    finally:
-        for number, handler in zip(handled, before, strict=True):
-            signal.signal(number, handler)
 
 
 def _die_with_parent() -> None:
