@@ -1,7 +1,7 @@
 """What the person at the terminal sees of a running command, and how that person ends it: progress, lines, signals.
 
-Knows rich, signals, and how to write durations. Progress goes to standard error, so that standard output holds results only: a
-bar on a terminal, plain lines in a file or a CI log.
+Knows rich, signals, and how to write durations. Progress goes to standard error, so that standard output holds results
+only: a bar on a terminal, plain lines in a file or a CI log.
 """
 
 from __future__ import annotations
