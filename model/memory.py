@@ -97,7 +97,9 @@ def limit_memory(device: torch.device, max_mb: int) -> None:
     driver's own few hundred MiB come on top. A CPU has no such limit."""
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, max_mb * 2**20 / total), device)
+        # Torch refuses a device without its number here.
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.set_per_process_memory_fraction(min(1.0, max_mb * 2**20 / total), index)
 
 
 def _memory_error(what: str, error: Exception) -> DeviceMemoryError:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from model import DeviceMemoryError, EngineOptions
-from model.memory import BatchSize, is_out_of_memory
+from model.memory import BatchSize, is_out_of_memory, limit_memory
 
 
 class Device:
@@ -109,3 +110,15 @@ def test_a_network_whose_memory_really_runs_out_goes_on_with_fewer_tiles() -> No
     assert lefts == str([64 * i for i in range(6)])
     assert int(batch) < 6
     assert "out of device memory" in ended.stderr
+
+
+@pytest.mark.parametrize(("device", "index"), [("cuda", 2), ("cuda:1", 1)])
+def test_the_limit_names_a_gpu_by_its_number_which_torch_insists_on(
+    monkeypatch: pytest.MonkeyPatch, device: str, index: int
+) -> None:
+    limits: list[tuple[float, int]] = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=8 << 30))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, at: limits.append((share, at)))
+    limit_memory(torch.device(device), 2048)
+    assert limits == [(0.25, index)]
