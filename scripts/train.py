@@ -16,7 +16,6 @@ from backend.errors import CommandError
 from backend.photos.files import read_pixels
 from backend.settings import Settings
 from model.quality import fewest
-from scripts.console import duration
 from scripts.labels import KnownPhotos, print_left_out, read_photos
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ def format_progress(figures: Mapping[str, float]) -> str:
     parts = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if name not in known)
     return (
         f"step {figures['step']:.0f}: loss {figures['loss']:.3f} ({parts}), "
-        f"{figures['pictures_per_s']:.1f} pictures/s, {duration(60 * figures['minutes_left'])} left"
+        f"{figures['pictures_per_s']:.1f} pictures/s, {figures['minutes_left']:.1f} min left"
     )
 
 
