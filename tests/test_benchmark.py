@@ -228,12 +228,12 @@ def test_the_prompts_sent_are_ones_that_the_backend_understands(region: dict[str
 @pytest.mark.usefixtures("plain_shelf")
 def test_the_photo_server_gives_ever_different_photos_and_a_damaged_one() -> None:
     with benchmark_http.photo_server(0.05) as address:
-        first, again, other, broken = (
-            requests.get(f"{address}/{name}.jpg", timeout=5).content for name in ("1", "1", "2", "broken")
+        first, again, other, damaged = (
+            requests.get(f"{address}/{name}.jpg", timeout=5).content for name in ("1", "1", "2", "damaged")
         )
     assert first == again != other
     assert first.startswith(b"\xff\xd8")
-    assert not broken.startswith(b"\xff\xd8")
+    assert not damaged.startswith(b"\xff\xd8")
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # in sam2

@@ -117,18 +117,18 @@ def test_photos_that_cannot_be_measured_are_named_and_counted_and_the_others_are
 ) -> None:
     folder, coco_file = shelves
     coco = json.loads(coco_file.read_text())
-    names = {11: "broken.png", 12: "small.png", 13: "missing.png"}
+    names = {11: "damaged.png", 12: "small.png", 13: "missing.png"}
     coco["images"] += [{"id": n, "file_name": name, "width": 400, "height": 400} for n, name in names.items()]
     coco_file.write_text(json.dumps(coco))
-    (folder / "broken.png").write_bytes(b"no photo")
+    (folder / "damaged.png").write_bytes(b"no photo")
     Image.new("RGB", (400, 300)).save(folder / "small.png")
     known = read_truth(coco_file, folder)
     assert [line.split(":")[0] for line in known.left_out] == ["'missing.png'"]
     evaluation = command.evaluate(OracleEngine([A, B]), known)
     assert (evaluation.photos, evaluation.left_out, evaluation.corrections.facings) == (2, 3, 4)
     assert evaluation.corrections.per_100() == 0
-    broken, small = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out")]
-    assert "broken.png" in broken
+    damaged, small = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out")]
+    assert "damaged.png" in damaged
     assert "small.png': expected 400 x 400 px as in the truth file, got 400 x 300 px" in small
     command.print_report(evaluation)
     first, *_, last = capsys.readouterr().out.splitlines()

@@ -324,12 +324,12 @@ def test_a_file_or_a_folder_that_is_not_there_is_refused_in_one_line(folder: Pat
 def test_photos_that_cannot_be_used_are_left_out_of_training_with_a_line_each(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (folder / "broken.png").write_bytes(b"no photo")
+    (folder / "damaged.png").write_bytes(b"no photo")
     picture(folder / "small.png", (30, 20))
-    content = coco("broken.png", "a.png", "small.png", boxes=[[0, 0, 9, 9]])
+    content = coco("damaged.png", "a.png", "small.png", boxes=[[0, 0, 9, 9]])
     assert [photo.path.name for photo in labelled_photos(known(folder, content)).photos] == ["a.png"]
-    broken, small = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out: ")]
-    assert "broken.png" in broken
+    damaged, small = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out: ")]
+    assert "damaged.png" in damaged
     assert "small.png': expected 400 x 200 px as in the truth file, got 30 x 20 px" in small
     del content["images"][1], content["annotations"][1]
     with pytest.raises(CommandError, match="none of 2 can be used"):

@@ -64,7 +64,7 @@ time.sleep(600)
     assert gone
 
 
-def test_a_server_that_ends_by_itself_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
+def test_a_server_that_ends_by_itself_is_reported_with_the_end_of_its_log(tmp_path: Path) -> None:
     with (
         start("print('first'); raise SystemExit('no such file: shelf.db')", tmp_path) as server,
         pytest.raises(CommandError, match=r"(?s)the program stopped with exit status 1; .*no such file: shelf\.db"),

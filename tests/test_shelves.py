@@ -106,7 +106,7 @@ def test_a_size_too_small_to_draw_is_refused() -> None:
 
 
 def test_the_shipped_textures_load_when_they_are_there() -> None:
-    folder = Path("../shared/textures/grocery_store")
+    folder = Path(__file__).parents[2] / "shared" / "textures" / "grocery_store"
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there")
     textures = load_textures(folder)

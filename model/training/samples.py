@@ -128,8 +128,8 @@ def cropped(
     side = picture_px / scale
     box = boxes_xyxy[rng.integers(len(boxes_xyxy))]
     centre = (box[:2] + box[2:]) / 2 + rng.uniform(-0.3, 0.3, 2) * side
-    room = np.maximum(np.array([width, height]) - side, 0)
-    left, top = np.clip(centre - side / 2, 0, room).round().astype(int)
+    last = np.maximum(np.array([width, height]) - side, 0)
+    left, top = np.clip(centre - side / 2, 0, last).round().astype(int)
     window = pixels[top : top + round(side), left : left + round(side)]
     size_wh = tuple(max(1, round(extent * scale)) for extent in window.shape[1::-1])
     picture = np.full((picture_px, picture_px, 3), BEYOND_RGB, np.uint8)
@@ -145,11 +145,11 @@ def cropped(
     for index in np.argsort(-(boxes[:, 2:] - boxes[:, :2]).prod(1)):
         x0, y0, x1, y1 = boxes[index].round().astype(int)
         ids[y0:y1, x0:x1] = index + 1
-    shown = np.unique(ids)
-    shown = shown[shown > 0]
+    visible = np.unique(ids)
+    visible = visible[visible > 0]
     renumbered = np.zeros(len(boxes) + 1, np.int32)
-    renumbered[shown] = np.arange(1, len(shown) + 1)
-    return Shelf(photo_rgb=picture, boxes_xyxy=boxes[shown - 1], instance_ids=renumbered[ids])
+    renumbered[visible] = np.arange(1, len(visible) + 1)
+    return Shelf(photo_rgb=picture, boxes_xyxy=boxes[visible - 1], instance_ids=renumbered[ids])
 
 
 def mirrored(shelf: Shelf) -> Shelf:

@@ -104,7 +104,7 @@ def prompt_targets(
             tokens += [
                 (_point_inside(visible, box, rng, central=False), 1)
                 if rng.random() < 0.4
-                else (_point_beside(visible, box, rng), 0)
+                else (_point_outside(visible, box, rng), 0)
                 for _ in range(rng.integers(1, 4))
             ]
         for column, (point, label) in enumerate(tokens):
@@ -133,7 +133,7 @@ def _point_inside(visible: BoolArray, box: FloatArray, rng: np.random.Generator,
     return np.array([xs[pick] + x0, ys[pick] + y0], np.float32)
 
 
-def _point_beside(visible: BoolArray, box: FloatArray, rng: np.random.Generator) -> FloatArray:
+def _point_outside(visible: BoolArray, box: FloatArray, rng: np.random.Generator) -> FloatArray:
     """A pixel that is not the object's, within half a box side around its box."""
     height, width = visible.shape
     side = box[2:] - box[:2]

@@ -46,7 +46,16 @@ REQUEST_TIMEOUT_S = 3600.0
 # Caches far smaller than the run's photos, so that growth after the first requests is none of theirs.
 SMALL_CACHES = {"CACHE_MB": "64", "PHOTO_CACHE_MB": "16"}
 # Twenty requests of a busy team: kinds and how many of each.
-MIX = {"keypoint": 6, "rectangle": 4, "dense": 3, "setup": 2, "health": 2, "broken_photo": 1, "no_json": 1, "no_box": 1}
+MIX = {
+    "keypoint": 6,
+    "rectangle": 4,
+    "dense": 3,
+    "setup": 2,
+    "health": 2,
+    "bad_photo": 1,
+    "no_json": 1,
+    "no_box": 1,
+}
 ANSWERED_WITH_BOXES = {"keypoint", "rectangle", "dense"}
 
 
@@ -121,7 +130,7 @@ def rectangle(x: float, y: float) -> dict[str, Any]:
 
 @contextmanager
 def photo_server(megapixels: float) -> Iterator[str]:
-    """Address of a server with endless different shelf photos, `/0.jpg`, `/1.jpg` …, and a `/broken.jpg`."""
+    """Address of a server with endless different shelf photos, `/0.jpg`, `/1.jpg` …, and a `/damaged.jpg`."""
     import cv2
 
     base = next(shelf_photos(megapixels, seed=4)).pixels[..., ::-1]
@@ -130,7 +139,7 @@ def photo_server(megapixels: float) -> Iterator[str]:
         def do_GET(self) -> None:
             name = Path(self.path).stem
             content = b"not a photo"
-            if name != "broken":
+            if name != "damaged":
                 shift = divmod(int(name), base.shape[1])
                 content = cv2.imencode(".jpg", np.roll(base, shift, axis=(0, 1)))[1].tobytes()
             self.send_response(200)
@@ -247,7 +256,7 @@ def _ask(backend: Backend, kind: str, number: int) -> str | None:
     elif kind == "rectangle":
         response = backend.predict([seen], rectangle(x, y))
     else:
-        response = backend.predict(["broken.jpg" if kind == "broken_photo" else f"{number}.jpg"])
+        response = backend.predict(["damaged.jpg" if kind == "bad_photo" else f"{number}.jpg"])
     if kind in ANSWERED_WITH_BOXES:
         fits = response.ok and all("result" in item for item in response.json()["results"])
     elif kind in ("no_box", "no_json"):
