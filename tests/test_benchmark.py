@@ -221,7 +221,7 @@ def test_a_round_of_requests_holds_every_kind_as_often_as_planned() -> None:
 
 @pytest.mark.parametrize("region", [benchmark_http.keypoint(50, 50), benchmark_http.rectangle(10, 20)])
 def test_the_prompts_sent_are_ones_that_the_backend_understands(region: dict[str, Any]) -> None:
-    config = parse_label_config(benchmark_http.LABEL_CONFIG).images[0]
+    config = parse_label_config(benchmark_http.LABEL_CONFIG)
     assert len(prompts_from_context({"result": [region]}, config)) == 1
 
 
