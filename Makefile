@@ -31,7 +31,7 @@ format: setup ## Format the code and repair what ruff can repair
 lint: setup ## Check style, types and import rules
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy model backend scripts
+	.venv/bin/mypy model backend scripts tests/fakes.py
 	.venv/bin/lint-imports
 
 test: setup ## Run the tests, with a real Label Studio and a real Chromium

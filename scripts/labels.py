@@ -73,7 +73,7 @@ def read_truth(
     except OSError as error:
         raise CommandError(f"{name!r}: cannot be read: {error.strerror}") from error
     except ValueError as error:  # neither JSON nor text
-        raise CommandError(f"{name!r}: expected JSON: {error}") from error
+        raise CommandError(f"{name!r}: expected COCO or a Label Studio export, got no JSON: {error}") from error
     except RecursionError:
         raise CommandError(
             f"{name!r}: expected COCO or a Label Studio export, got JSON that is nested too deep"

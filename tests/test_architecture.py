@@ -76,7 +76,7 @@ def test_in_model_and_backend_only_the_settings_read_the_environment() -> None:
 
 
 def test_no_module_has_more_than_450_lines() -> None:
-    lengths = {path: len(source.splitlines()) for path, source in sources(*PACKAGES).items()}
+    lengths = {path: len(source.splitlines()) for path, source in sources(*PACKAGES, "tests").items()}
     assert {path: lines for path, lines in lengths.items() if lines > MAX_LINES} == {}
 
 

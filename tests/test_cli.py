@@ -90,12 +90,13 @@ def test_help_loads_nothing_heavy() -> None:
     [
         (["preannotate", "{tmp}/none", "--out", "{tmp}/b.json"], "none': expected a photo or a folder"),
         (
-            ["train", "--out", "{tmp}", "--labels", "{tmp}/a.json"],
-            "of its photos in --photos",
+            ["train", "--out", "{tmp}", "--truth", "{tmp}/a.json"],
+            "--truth: expected --photos with it",
         ),
-        (["train", "--out", "{tmp}", "--dev", "{tmp}/a.json"], "of its photos in --dev-photos"),
-        (["train", "--out", "{tmp}", "--labels", "{tmp}/a.json", "--photos", "{tmp}"], "a.json': cannot be read"),
-        (["train", "--out", "{tmp}", "--labels", "{tmp}/empty.json", "--photos", "{tmp}"], "expected COCO"),
+        (["train", "--out", "{tmp}", "--dev-truth", "{tmp}/a.json"], "--dev-truth: expected --dev-photos with it"),
+        (["train", "--out", "{tmp}", "--photos", "{tmp}"], "--photos: expected --truth with it"),
+        (["train", "--out", "{tmp}", "--truth", "{tmp}/a.json", "--photos", "{tmp}"], "a.json': cannot be read"),
+        (["train", "--out", "{tmp}", "--truth", "{tmp}/empty.json", "--photos", "{tmp}"], "expected COCO"),
         (["train", "--out", "{tmp}", "--from", "{tmp}/none.safetensors"], "none.safetensors': cannot be read"),
         (["preannotate", "{tmp}", "--out", "{tmp}/b.json"], "found none"),
         (["preannotate", "{tmp}"], "--out: expected a file"),
@@ -116,8 +117,8 @@ def test_help_loads_nothing_heavy() -> None:
         (["project", "tighten", "3", *STUDIO, "--from", "drafts"], "--from: expected predictions"),
         (["project", "export", "3", *STUDIO], "--out: expected a file"),
         (["project", "export", "3", *STUDIO, "--out", "{tmp}/b.json", "--format", "voc"], "--format: expected coco"),
-        (["evaluate", "--photos", "{tmp}", "--coco", "{tmp}/none.json"], "No such file or directory"),
-        (["evaluate", "--photos", "{tmp}", "--coco", "{tmp}/empty.json"], "expected COCO"),
+        (["evaluate", "--photos", "{tmp}", "--truth", "{tmp}/none.json"], "No such file or directory"),
+        (["evaluate", "--photos", "{tmp}", "--truth", "{tmp}/empty.json"], "expected COCO"),
         (["export", "--out", "{tmp}/no/such"], "No such file or directory: '{tmp}/no/such'"),
         (["export", "--out", "{tmp}", "--precision", "int8"], "expected fp32 or fp16, got 'int8'"),
         (["export", "--out", "{tmp}", "--checkpoint", "none.pt"], "no file at 'none.pt'"),
@@ -296,7 +297,7 @@ def test_evaluate_ends_with_json(
         "annotations": [{"id": 1, "image_id": 1, "bbox": [0, 0, 4, 4]}],
     }
     (tmp_path / "coco.json").write_text(json.dumps(coco))
-    assert run(monkeypatch, "evaluate", "--photos", str(tmp_path), "--coco", str(tmp_path / "coco.json")) == 0
+    assert run(monkeypatch, "evaluate", "--photos", str(tmp_path), "--truth", str(tmp_path / "coco.json")) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out.splitlines()[-1])["ap"] == 1
     assert "evaluate: 1/1" in printed.err

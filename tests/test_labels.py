@@ -261,8 +261,8 @@ def with_box(box: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("content", "culprit"),
     [
-        ("", "expected JSON"),
-        ("{", "expected JSON"),
+        ("", "got no JSON"),
+        ("{", "got no JSON"),
         ("[" * 100_000, "nested too deep"),
         ("[]", "names none"),
         ("3", "got 3"),

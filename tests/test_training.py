@@ -275,7 +275,7 @@ def test_a_run_prints_step_loss_and_time_left_and_what_it_began_and_ended_with(
         "before",
         "after",
     ]
-    assert "loss 2.500 (centre 0.900), 12.3 pictures/s, 1.4 min left" in lines[1]
+    assert "loss 2.500 (centre 0.900), 12.3 pictures/s, 1 min 24 s left" in lines[1]
     assert "AP 0.310" in lines[-2]
     assert "AP 0.350" in lines[-1]
     assert "70.0 corrections per 100 facings at score 0.30" in lines[-1]
