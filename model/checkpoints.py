@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 
 BUNDLED = "facings-nano"
 BUNDLED_CONFIG = "facings-nano"
+PRETRAINED_CONFIG = "facings-nano-v4"
+#: Networks of this project by name: their files in this package.
+OWN_CONFIGS = {BUNDLED_CONFIG: "facings_nano.yaml", PRETRAINED_CONFIG: "facings_nano_v4.yaml"}
 BUNDLED_WEIGHTS = Path(__file__).parent / "weights" / "facings-nano.safetensors"
 
 
@@ -54,7 +57,7 @@ DEFAULT_WITH_GPU = "sam2.1_hiera_large"
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """name: what it is called outside. config: `facings-nano`, a config of the sam2 package, or a YAML file's path.
+    """name: what it is called outside. config: one of OWN_CONFIGS, a config of the sam2 package, or a YAML file's path.
     weights: the file. digest: sha256 of the file, hex."""
 
     name: str

@@ -23,7 +23,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from model.checkpoints import BUNDLED_CONFIG, read_weights
-from model.network import PIXEL_DEVIATION, PIXEL_MEAN, PRIOR_LOGIT, FacingsModule, build_module, load_weights
+from model.network import (
+    PIXEL_DEVIATION,
+    PIXEL_MEAN,
+    PRIOR_LOGIT,
+    FacingsModule,
+    FeatureMaps,
+    build_module,
+    load_weights,
+)
 from model.proposer import boxes_of_cells
 from model.training.losses import box_loss, centre_loss, mask_losses, projection_losses, window_weights
 from model.training.samples import LabelledPhotos, Samples
@@ -86,15 +94,34 @@ def losses_of(
     }
     pictures, per_picture = batch["prompt_coords"].shape[:2]
     rows = torch.arange(pictures, device=module.device).repeat_interleave(per_picture)
-    shift = SAM_STRIDE * torch.tensor(canvas_offset, device=module.device)
-    coords, labels = batch["prompt_coords"].flatten(0, 1) + shift, batch["prompt_labels"].flatten(0, 1)
-    target = batch["prompt_masks"].flatten(0, 1)
-    weight = window_weights(batch["prompt_boxes_xyxy"].flatten(0, 1), target, MASK_STRIDE)
-    has_mask = batch["has_masks"][rows, None]
+    prompts = {name.removeprefix("prompt_"): batch[name].flatten(0, 1) for name in batch if name.startswith("prompt_")}
+    prompts["has_mask"] = batch["has_masks"][rows]
+    return result | prompt_losses(module, maps, rows, prompts, canvas_offset=canvas_offset, second_round=second_round)
 
-    def ask(*prompts: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+
+def prompt_losses(
+    module: FacingsModule,
+    maps: FeatureMaps,
+    rows: torch.Tensor,
+    prompts: Batch,
+    *,
+    canvas_offset: tuple[int, int],
+    second_round: bool,
+) -> dict[str, torch.Tensor]:
+    """The losses of prompts `[P]` on the pictures `rows` `[P]` of `maps`; see `losses_of`.
+
+    prompts: the fields of PromptTargets as tensors, and has_mask `[P]`: whether the mask is exact, or a filled box.
+    """
+    shift = SAM_STRIDE * torch.tensor(canvas_offset, device=module.device)
+    coords, labels = prompts["coords"] + shift, prompts["labels"]
+    target = prompts["masks"]
+    weight = window_weights(prompts["boxes_xyxy"], target, MASK_STRIDE)
+    has_mask = prompts["has_mask"][:, None]
+    result: dict[str, torch.Tensor] = {}
+
+    def ask(*asked: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         logits, predicted_iou = (
-            answer.float() for answer in module.all_masks(maps, rows, *prompts, canvas_offset=canvas_offset)
+            answer.float() for answer in module.all_masks(maps, rows, *asked, canvas_offset=canvas_offset)
         )
         fit, guess = mask_losses(logits, predicted_iou, target, weight)
         if not bool(has_mask.all()):
@@ -102,10 +129,10 @@ def losses_of(
             guess = guess * has_mask
         return logits, fit, guess
 
-    priors = module.prior_masks(shifted(batch["prompt_prior_xyxy"].flatten(0, 1), shift))
+    priors = module.prior_masks(shifted(prompts["prior_xyxy"], shift))
     logits, fit, guess = ask(coords, labels, *priors)
     # SAM: the first mask answers what is unambiguous; of the other three only the best is taught, so that they differ.
-    is_click = batch["prompt_is_click"].flatten()
+    is_click = prompts["is_click"]
     best = fit[:, 1:].min(1).values
     several = torch.where(is_click, best, best.new_zeros(()))
     result["mask"] = fit[:, 0].mean() + several.sum() / is_click.sum().clamp(min=1)
