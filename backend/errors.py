@@ -1,34 +1,41 @@
-"""The errors of the Label Studio side: each is one line, an HTTP status and a kind.
+"""The errors of the backend: each is one line, a kind, and whether trying again may help.
 
-Knows neither HTTP answers nor Label Studio: `app` turns a status into an answer, `metrics` counts by kind.
+Knows no transport and no protocol: a transport maps kinds to what it speaks (the Label Studio app: to HTTP statuses),
+`metrics` counts by kind. retryable: the same request may succeed later without a change by anybody.
 
-FacingsError               500  internal           unforeseen; the server's log holds the rest
-├── SettingsError          500  settings           a setting is missing, unknown or out of range
-├── AuthError              401  auth               the client's name or password is not the one that was set
-├── RequestError           400  request            the body is not what the protocol says
-├── LabelConfigError       400  label_config       the labelling interface has no place for boxes
-├── PromptError            400  prompt             an interactive prompt is malformed
-├── PhotoError             422  photo              the photo of a task cannot be had
-│   ├── PhotoUnreachable   502  photo_unreachable  its host does not answer, or answers with an error
-│   │   └── PhotoMissing   502  photo_unreachable  its host answers that it has no such photo
-│   ├── PhotoForbidden     403  photo_forbidden    its address is refused here, or our token is refused there
-│   ├── PhotoTooLarge      413  photo_too_large    more bytes or pixels than the limits
-│   └── PhotoBroken        422  photo_broken       the bytes are not a photo that can be decoded
-└── EngineFailure          500  engine             the engine raised
-    ├── EngineNotReady     503  not_ready          it is still loading, or has failed to load
-    └── DeadlinePassed     504  deadline           time was up before the answer was there
+                            kind               retryable
+FacingsError                internal           no   unforeseen; the server's log holds the rest
+├── SettingsError           settings           no   a setting is missing, unknown or out of range
+├── AuthError               auth               no   the client's name or password is not the one that was set
+├── RequestError            request            no   the request is not what the protocol asks for
+├── LabelConfigError        label_config       no   the label config has no place for boxes
+├── PromptError             prompt             no   an interactive prompt is malformed
+├── PhotoError              photo              no   the photo of a task is unavailable
+│   ├── PhotoUnreachable    photo_unreachable  yes  its host does not answer, or answers with an error
+│   │   └── PhotoMissing    photo_unreachable  no   its host answers that it has no such photo
+│   ├── PhotoForbidden      photo_forbidden    no   its address is refused here, or our token is refused there
+│   ├── PhotoTooLarge       photo_too_large    no   more bytes or pixels than the limits
+│   └── PhotoDecodeError    photo_decode       no   the bytes are not a photo that can be decoded
+└── EngineFailure           engine             no   the engine raised
+    ├── EngineNotReady      not_ready          yes  it is still loading, or has failed to load
+    └── EngineDeadline      deadline           yes  the deadline passed before the answer was there
+
+Inside the backend, a deadline that passes is the model's DeadlineExceeded and an engine that is not ready its NotReady,
+whoever notices. `reporting.to_client_error` alone turns them into EngineDeadline and EngineNotReady.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
 class FacingsError(Exception):
-    """Base of the errors that may be shown to a client. The message is one line, whatever it was made of."""
+    """Base of the errors that a client may see. The message is one line, whatever it was made of."""
 
-    status: ClassVar[int] = 500
     kind: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
@@ -43,67 +50,78 @@ class SettingsError(FacingsError):
 class AuthError(FacingsError):
     """The client's name or password is not the one that was set."""
 
-    status = 401
     kind = "auth"
 
 
 class RequestError(FacingsError):
-    """The body is not what the protocol says."""
+    """The request is not what the protocol asks for."""
 
-    status = 400
     kind = "request"
 
 
 class LabelConfigError(FacingsError):
-    """The labelling interface has no place for boxes, or cannot be read; the message says what to add."""
+    """The label config has no place for boxes, or cannot be read; the message names what to add.
 
-    status = 400
+    The message is ASCII without angle brackets: it travels in an HTTP reason phrase that Label Studio renders as HTML.
+    """
+
     kind = "label_config"
+
+    def __init__(self, message: str) -> None:
+        text = message.encode("ascii", "backslashreplace").decode("ascii")
+        super().__init__(text.replace("<", r"\x3c").replace(">", r"\x3e"))
 
 
 class PromptError(FacingsError):
     """An interactive prompt is malformed."""
 
-    status = 400
     kind = "prompt"
 
 
 class PhotoError(FacingsError):
-    """The photo of a task cannot be had."""
+    """The photo of a task is unavailable."""
 
-    status = 422
     kind = "photo"
 
 
 class PhotoUnreachable(PhotoError):
     """Its host does not answer, or answers with an error."""
 
-    status = 502
     kind = "photo_unreachable"
+    retryable = True
 
 
 class PhotoMissing(PhotoUnreachable):
     """Its host answers that it has no such photo: asking again will not help."""
 
+    retryable = False
+
 
 class PhotoForbidden(PhotoError):
     """Its address is refused here, or our token is refused there."""
 
-    status = 403
     kind = "photo_forbidden"
 
 
 class PhotoTooLarge(PhotoError):
     """More bytes or pixels than the limits."""
 
-    status = 413
     kind = "photo_too_large"
 
 
-class PhotoBroken(PhotoError):
+class PhotoDecodeError(PhotoError):
     """The bytes are not a photo that can be decoded."""
 
-    kind = "photo_broken"
+    kind = "photo_decode"
+
+
+@contextmanager
+def photo_label(label: str) -> Iterator[None]:
+    """Puts the photo's label, such as its address, in front of the message of a PhotoError that is raised inside."""
+    try:
+        yield
+    except PhotoError as error:
+        raise type(error)(f"{label!r}: {error}") from None
 
 
 class EngineFailure(FacingsError):
@@ -115,15 +133,15 @@ class EngineFailure(FacingsError):
 class EngineNotReady(EngineFailure):
     """The engine is still loading, or has failed to load."""
 
-    status = 503
     kind = "not_ready"
+    retryable = True
 
 
-class DeadlinePassed(EngineFailure):
-    """Time was up before the answer was there."""
+class EngineDeadline(EngineFailure):
+    """The deadline passed before the answer was there."""
 
-    status = 504
     kind = "deadline"
+    retryable = True
 
 
 class CommandError(Exception):
@@ -136,3 +154,9 @@ class OptionError(CommandError):
     """An option that is wrong, or does not go with another."""
 
     exit_status = 2
+
+
+class Interrupted(CommandError):
+    """The run was interrupted: Ctrl-C, or a request to terminate."""
+
+    exit_status = 130

@@ -1,32 +1,47 @@
-"""Counters and histograms for Prometheus: one registry for each app.
+"""Counters and histograms for Prometheus: one registry for each Service.
 
-Knows prometheus_client, the engine's `observe` names and its statistics. Every label has a bounded set of values.
+Knows prometheus_client and the statistics of the engine and the photo cache. Every label has a bounded set of values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from backend.photos.loader import PhotoLoader
-    from model import Engine
+    from model import Engine, Lane, Stage
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 STATES = ("loading", "ready", "failed", "closed")
-_QUEUE_WAIT = "queue_wait_"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0)
 
 Outcome = Literal["done", "failed", "deadline"]
 
 
+class CacheStats(Protocol):
+    """Counts of a cache since the start; its size now."""
+
+    @property
+    def hits(self) -> int: ...
+    @property
+    def misses(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+
+
+class PhotoCache(Protocol):
+    """What knows how well the cache of decoded photos works."""
+
+    def stats(self) -> CacheStats: ...
+
+
 class Metrics:
-    """What is counted while the app runs. Thread-safe."""
+    """What is counted while the process runs; an Observer of the engine. Thread-safe."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -39,22 +54,24 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
-        self._errors = Counter("facings_errors", "Failed requests and failed tasks.", ["kind"], registry=self._registry)
+        self._errors = Counter(
+            "facings_errors", "Failed requests and failed photos, by kind.", ["kind"], registry=self._registry
+        )
         self._photos = Counter(
             "facings_photos",
-            "Tasks by outcome: done, failed, or not done because the deadline passed.",
+            "Photos by outcome: done, failed, or not done because the deadline passed.",
             ["outcome"],
             registry=self._registry,
         )
         self._boxes = Counter(
             "facings_boxes",
-            "Boxes handed out: for whole photos (dense), or for prompts.",
+            "Boxes in answers: for whole photos (dense), or for prompts (prompt).",
             ["mode"],
             registry=self._registry,
         )
         self._queue_wait = Histogram(
             "facings_queue_wait_seconds",
-            "From asking the engine until it begins.",
+            "Time from a call of the engine until the device thread takes it, by lane.",
             ["lane"],
             buckets=_SECONDS,
             registry=self._registry,
@@ -67,16 +84,17 @@ class Metrics:
             registry=self._registry,
         )
 
-    def watch(self, engine: Engine, photos: PhotoLoader) -> None:
-        """Also tells the engine's state and queues and both caches, read when somebody asks."""
+    def watch(self, engine: Engine, photos: PhotoCache) -> None:
+        """Adds the engine's state and queues and both caches, read at each scrape."""
         self._registry.register(_Collector(engine, photos))
 
-    def observe(self, name: str, value: float) -> None:
-        """The engine's callback: "queue_wait_<lane>" or a stage such as "encode", and seconds."""
-        if name.startswith(_QUEUE_WAIT):
-            self._queue_wait.labels(name.removeprefix(_QUEUE_WAIT)).observe(value)
-        else:
-            self._engine_seconds.labels(name).observe(value)
+    def waited(self, lane: Lane, seconds: float) -> None:
+        """One call's time from the caller until the device thread took it."""
+        self._queue_wait.labels(lane).observe(seconds)
+
+    def stage(self, stage: Stage, seconds: float) -> None:
+        """Time on the device of one stage, such as "encode"."""
+        self._engine_seconds.labels(stage).observe(seconds)
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
         """One answered request."""
@@ -84,42 +102,44 @@ class Metrics:
         self._request_seconds.labels(route).observe(seconds)
 
     def count_error(self, kind: str) -> None:
-        """One failed request or task."""
+        """One failed request or photo."""
         self._errors.labels(kind).inc()
 
     def count_photo(self, outcome: Outcome) -> None:
-        """One task."""
+        """One photo that somebody asked about."""
         self._photos.labels(outcome).inc()
 
     def count_boxes(self, mode: Literal["dense", "prompt"], boxes: int) -> None:
-        """Boxes of one photo."""
+        """Boxes of one answer."""
         self._boxes.labels(mode).inc(boxes)
 
     def exposition(self) -> bytes:
-        """Everything, as CONTENT_TYPE."""
+        """All metrics, as CONTENT_TYPE."""
         return generate_latest(self._registry)
 
 
 class _Collector(Collector):
-    def __init__(self, engine: Engine, photos: PhotoLoader) -> None:
+    def __init__(self, engine: Engine, photos: PhotoCache) -> None:
         self._engine = engine
         self._photos = photos
 
     def collect(self) -> Iterator[Metric]:
-        state = GaugeMetricFamily("facings_engine_state", "1 for the state the engine is in.", labels=["state"])
+        state = GaugeMetricFamily(
+            "facings_engine_state", "1 for the engine's present state, 0 for the others.", labels=["state"]
+        )
         for name in STATES:
             state.add_metric([name], float(name == self._engine.state))
         yield state
         engine = self._engine.stats()
-        queued = GaugeMetricFamily("facings_queued", "Work that waits or runs, by lane.", labels=["lane"])
+        queued = GaugeMetricFamily("facings_queued", "Calls of the engine that wait or run, by lane.", labels=["lane"])
         queued.add_metric(["interactive"], engine.queued_interactive)
         queued.add_metric(["bulk"], engine.queued_bulk)
         yield queued
-        yield CounterMetricFamily("facings_cache_hits", "Tiles whose features were known.", engine.cache_hits)
+        yield CounterMetricFamily("facings_cache_hits", "Tiles whose features were in the cache.", engine.cache_hits)
         yield CounterMetricFamily("facings_cache_misses", "Tiles that had to be encoded.", engine.cache_misses)
-        yield GaugeMetricFamily("facings_cache_bytes", "Size of the features kept.", engine.cache_bytes)
-        yield GaugeMetricFamily("facings_cache_entries", "Tiles whose features are kept.", engine.cache_entries)
+        yield GaugeMetricFamily("facings_cache_bytes", "Size of the cached features.", engine.cache_bytes)
+        yield GaugeMetricFamily("facings_cache_entries", "Tiles whose features are cached.", engine.cache_entries)
         photos = self._photos.stats()
-        yield CounterMetricFamily("facings_photo_cache_hits", "Photos that were at hand.", photos.hits)
-        yield CounterMetricFamily("facings_photo_cache_misses", "Photos that had to be fetched.", photos.misses)
-        yield GaugeMetricFamily("facings_photo_cache_bytes", "Size of the photos kept.", photos.bytes)
+        yield CounterMetricFamily("facings_photo_cache_hits", "Photos that were in the cache.", photos.hits)
+        yield CounterMetricFamily("facings_photo_cache_misses", "Photos that had to be read.", photos.misses)
+        yield GaugeMetricFamily("facings_photo_cache_bytes", "Size of the cached photos.", photos.bytes)

@@ -1,7 +1,8 @@
-"""What is told about what happens: one line of log for each event, and one line of error for each client.
+"""Logging and client errors: one line of log for each event, and one line of error for each client.
 
-Knows the logging module and both trees of errors. Knows no HTTP. Fields are given by name, so that nothing is logged
-that nobody named; text from outside is quoted and escaped, so that it can neither start a line nor hide one.
+Knows the logging module and both trees of errors, the model's and the backend's. Knows no HTTP. Fields are given by
+name, so that nothing is logged that nobody named; text from outside is quoted and escaped, so that it can neither start
+a line nor hide one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 import secrets
 import traceback
 
-from backend.errors import DeadlinePassed, EngineFailure, EngineNotReady, FacingsError
+from backend.errors import EngineDeadline, EngineFailure, EngineNotReady, FacingsError
 from model.types import DeadlineExceeded, EngineError, NotReady
 
 LOGGER = logging.getLogger("backend")
@@ -35,9 +36,9 @@ def log_event(level: int, event: str, /, **fields: str | int | float | None) -> 
 
 
 def to_client_error(error: Exception) -> FacingsError:
-    """The error as a client may see it: one line, a kind, a status.
+    """The error as a client may see it.
 
-    What was not foreseen goes to the log with its traceback, and the client gets the number to look for there.
+    An unforeseen one goes to the log with its traceback, and the client gets the number to look for there.
     """
     match error:
         case FacingsError():
@@ -45,13 +46,13 @@ def to_client_error(error: Exception) -> FacingsError:
         case NotReady():
             return EngineNotReady(str(error))
         case DeadlineExceeded():
-            return DeadlinePassed(str(error))
+            return EngineDeadline(str(error))
         case EngineError():
             return EngineFailure(str(error))
     incident = secrets.token_hex(4)
     trace = "".join(traceback.format_exception(error))[-MAX_TRACEBACK:]
     LOGGER.error("%s", f"event=incident incident={incident} traceback={json.dumps(trace)}")
-    return FacingsError(f"internal error: the server's log tells more at incident={incident}")
+    return FacingsError(f"internal error: the server's log has the details at incident={incident}")
 
 
 def _value(value: str | int | float | None) -> str:

@@ -6,18 +6,22 @@ parses, calls this, and answers.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from backend.errors import FacingsError
+from backend.errors import EngineDeadline, FacingsError
 from backend.metrics import Metrics
 from backend.photos.loader import Access, PhotoLoader
 from backend.reporting import to_client_error
 from backend.settings import Settings
-from model import Detections, Engine, Lane, Photo, Prompt, Sam2Engine
+from model import Detections, Engine, Lane, NotReady, Photo, Prompt, Sam2Engine
+
+# How long a request waits for weights that are still loading. An annotator may be waiting for it.
+LOADING_WAIT_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +34,9 @@ class Answer:
 
 
 class Service:
-    """An engine, the photos that it can be asked about, and what is counted of both. Thread-safe.
+    """The engine, the sources of its photos, and the metrics of both. Thread-safe.
 
-    deadline: everywhere a `time.monotonic()` value; None waits.
+    deadline: in every method a `time.monotonic()` value; None waits.
     """
 
     def __init__(self, *, engine: Engine, photos: PhotoLoader, metrics: Metrics) -> None:
@@ -41,14 +45,14 @@ class Service:
         self.metrics = metrics
 
     @classmethod
-    def open(cls, settings: Settings, *, engine: Engine | None = None) -> Service:
-        """Wires everything that the settings ask for. Returns at once; the weights load in the background.
+    def open(cls, settings: Settings, *, engine: Engine | None = None) -> Self:
+        """A Service with everything that the settings ask for. Returns at once; the weights load in the background.
 
-        engine: one to use instead of the settings' own.
+        engine: one to use instead of a new one with the settings' options. Raises SettingsError.
         """
         metrics, photos = Metrics(), PhotoLoader(settings)
         if engine is None:
-            engine = Sam2Engine(settings.engine_options(), observe=metrics.observe)
+            engine = Sam2Engine(settings.engine_options(), observer=metrics)
         metrics.watch(engine, photos)
         return cls(engine=engine, photos=photos, metrics=metrics)
 
@@ -61,8 +65,24 @@ class Service:
         self.close()
 
     def close(self) -> None:
-        """Ends the engine; work that waits is refused."""
+        """Ends the engine. Calls that wait for it raise NotReady."""
         self.engine.close()
+
+    def check_alive(self) -> None:
+        """Raises NotReady, with the reason, when the engine will never be ready: it failed to load, or is closed."""
+        if self.engine.state in ("failed", "closed"):
+            raise NotReady(self.engine.failure or f"{self.engine.name} is {self.engine.state}")
+
+    def check_ready(self) -> None:
+        """Raises NotReady, with the reason, when the engine cannot answer now. Never waits."""
+        self.check_alive()
+        if self.engine.state != "ready":
+            raise NotReady(f"{self.engine.name} is {self.engine.state}")
+
+    def wait_ready(self, *, deadline: float | None = None) -> None:
+        """Waits a moment, LOADING_WAIT_S at most, for weights that are still loading. Raises NotReady after that."""
+        remaining_s = LOADING_WAIT_S if deadline is None else deadline - time.monotonic()
+        self.engine.wait_ready(max(0.0, min(LOADING_WAIT_S, remaining_s)))
 
     def photo(
         self,
@@ -95,6 +115,7 @@ class Service:
     ) -> Answer:
         """All facings of the photo, best first. score_threshold: None takes the engine's. Raises EngineError."""
         detections = self.engine.preannotate(photo, score_threshold=score_threshold, lane=lane, deadline=deadline)
+        self.metrics.count_photo("done")
         self.metrics.count_boxes("dense", len(detections))
         return self._answer(photo, detections)
 
@@ -103,13 +124,15 @@ class Service:
     ) -> Answer:
         """One box for each prompt, in order; with `want_masks` its mask too. Raises EngineError."""
         detections = self.engine.refine(photo, prompts, want_masks=want_masks, deadline=deadline)
+        self.metrics.count_photo("done")
         self.metrics.count_boxes("prompt", len(detections))
         return self._answer(photo, detections)
 
     def failed(self, error: Exception) -> FacingsError:
-        """Counts the failure of one photo or request, and gives it as its client may see it."""
+        """Counts the failure of one photo, and gives it as a client may see it."""
         reason = to_client_error(error)
         self.metrics.count_error(reason.kind)
+        self.metrics.count_photo("deadline" if isinstance(reason, EngineDeadline) else "failed")
         return reason
 
     def _answer(self, photo: Photo, detections: Detections) -> Answer:

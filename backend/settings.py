@@ -1,7 +1,8 @@
-"""The settings: one table of names, defaults and help; the only reader of the environment.
+"""The settings: one table of names, defaults and help texts; the only reader of the environment.
 
 Knows nothing of what the settings do. A variable that is unset or empty takes its default. Wrong values stop the start
-with one line that names every wrong variable, what was expected and what was found.
+with one line that names every wrong variable, what was expected and what was found. The help texts become the settings'
+page of the documentation.
 """
 
 from __future__ import annotations
@@ -115,73 +116,79 @@ def _setting(default: Any, help: str, parse: Callable[[str], Any]) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the environment asks for. The variable of a field is its name in upper case; secrets stay out of `repr`."""
+    """The settings of one process. The variable of a field is its name in upper case; secrets stay out of `repr`."""
 
     checkpoint: str = _setting(
         "auto",
-        "What finds the facings: `facings-nano`, `sam2.1_hiera_tiny`, `sam2.1_hiera_small`, `sam2.1_hiera_base_plus`, "
-        "`sam2.1_hiera_large`, or a path to weights (`.pt`, `.safetensors`). "
+        "The weights that find the facings: `facings-nano`, `sam2.1_hiera_tiny`, `sam2.1_hiera_small`, "
+        "`sam2.1_hiera_base_plus`, `sam2.1_hiera_large`, or a path to a file (`.pt`, `.safetensors`). "
         "`auto`: `sam2.1_hiera_large` with a GPU, else `facings-nano`.",
         _text,
     )
     checkpoint_config: str | None = _setting(
-        None, "Network config of a checkpoint given by path: a name known to sam2, or a YAML file.", _text
+        None,
+        "Network config of a checkpoint given by path: the name of one in the package `sam2`, or a YAML file.",
+        _text,
     )
     device: str = _setting(
         "auto", "Where the network runs: `auto`, `cpu`, `cuda` or `cuda:N`. `auto`: a GPU if there is one.", _device
     )
     encoder: str | None = _setting(
         None,
-        "What `facings export` wrote of this checkpoint, to encode instead of torch: an `.onnx` file on a CPU, an "
-        "`.engine` file on a GPU, or the folder of either. Unset: torch.",
+        "The exported encoder of this checkpoint that runs instead of torch, as `facings export` wrote it: an `.onnx` "
+        "file on a CPU, an `.engine` file on a GPU, or the folder of either. Unset: torch.",
         _encoder,
     )
     proposals: str = _setting(
         "auto",
-        "Where pre-annotation looks for facings. `learned`: what a learned head proposes, drawn by the checkpoint; "
-        "those of SAM 2 are lent the head of `facings-nano`. `grid`: a grid of points, as in SAM 2's own mask "
-        "generator, which finds any objects and takes far longer. `auto`: `learned`, and for SAM 2 the grid on photos "
-        "where nothing is proposed.",
+        "How pre-annotation finds candidates. `learned`: with a detector, the checkpoint's own or, for SAM 2, that of "
+        "`facings-nano`, whose boxes are SAM 2's prompts. `grid`: with a grid of points, as SAM 2's own mask generator "
+        "does; this finds objects of any kind and takes far longer. `auto`: `learned`, and for SAM 2 the grid on "
+        "photos where the detector finds nothing.",
         _proposals,
     )
     cache_mb: int = _setting(
-        1024, "MiB of photo features kept, so that clicks on a known photo are quick.", _integer(0, 1 << 20)
+        1024,
+        "Size of the cache of photo features, in MiB. Clicks on a photo in the cache are answered faster.",
+        _integer(0, 1 << 20),
     )
     max_device_mb: int = _setting(
         0,
-        "Most MiB of a GPU's memory, for weights, kept features (a quarter at most) and work; the driver's own few "
-        "hundred come on top. Batches that do not fit are halved. 0: all there is.",
+        "Limit of the GPU memory used, in MiB: for weights, cached features (a quarter at most) and work. The driver "
+        "needs a few hundred MiB more. A batch that does not fit is split in two. 0: no limit.",
         _integer(0, 1 << 20),
     )
     score_threshold: float | None = _setting(
         None,
-        "Boxes with a lower score are left out, 0 to 1. Unset: what the checkpoint was calibrated to. "
-        "`model_score_threshold` in a label config comes first.",
+        "Boxes with a lower score are left out, 0 to 1. Unset: the checkpoint's own threshold. "
+        "`model_score_threshold` in a label config overrides it.",
         _number(0, 1),
     )
-    max_detections: int = _setting(1000, "Most boxes given for one photo, best first.", _integer(1, 10_000))
+    max_detections: int = _setting(
+        1000, "Limit of the number of boxes for one photo; those with the highest scores are kept.", _integer(1, 10_000)
+    )
     host: str = _setting("0.0.0.0", "Address that the server listens on.", _text)  # noqa: S104  Label Studio is elsewhere
     port: int = _setting(9090, "Port that the server listens on.", _integer(1, 65_535))
-    threads: int = _setting(32, "Requests that are answered at the same time.", _integer(4, 1000))
+    threads: int = _setting(32, "How many requests are answered at the same time.", _integer(4, 1000))
     deadline_s: float = _setting(
         90.0,
-        "Seconds until `/predict` answers with what is done. Label Studio itself gives up after 100 and then loses "
-        "everything.",
+        "Seconds after which `/predict` answers with the tasks that are done. Label Studio gives up after 100 s, and "
+        "then stores nothing.",
         _number(1, 3600),
     )
     label_studio_url: str | None = _setting(
         None,
-        "Address of Label Studio as seen from here. Unset: the one that Label Studio sends when it connects.",
+        "Address of Label Studio as this server reaches it. Unset: the one that Label Studio sends when it connects.",
         _url,
     )
     label_studio_api_key: str | None = _setting(
         None,
-        "Access token for photos, personal or legacy; needs `LABEL_STUDIO_URL`. Unset: the one that Label Studio sends "
-        "when it connects, which works while legacy tokens are enabled there.",
+        "Access token for the photos, personal or legacy; needs `LABEL_STUDIO_URL`. Unset: the token that Label Studio "
+        "sends when it connects, which works only while legacy tokens are enabled there.",
         _secret,
     )
     basic_auth_user: str | None = _setting(
-        None, "User name asked of every client, except on `/webhook`, where Label Studio sends none.", _secret
+        None, "User name that every client must send, except to `/webhook`, where Label Studio sends none.", _secret
     )
     basic_auth_pass: str | None = _setting(None, "Password that belongs to `BASIC_AUTH_USER`.", _secret)
     allow_private_addresses: bool = _setting(
@@ -192,20 +199,25 @@ class Settings:
     )
     local_files_root: str | None = _setting(
         None,
-        "Folder that Label Studio's local files storage serves, when it is mounted here too. "
-        "Unset: such photos are asked of Label Studio.",
+        "Folder of Label Studio's local files storage, if it is mounted on this machine too. "
+        "Unset: such photos are read from Label Studio.",
         _folder,
     )
-    max_photo_bytes: int = _setting(100_000_000, "Largest photo file that is fetched.", _integer(1, 1 << 40))
+    max_photo_bytes: int = _setting(100_000_000, "Largest photo file that is read, in bytes.", _integer(1, 1 << 40))
     max_photo_pixels: int = _setting(
-        100_000_000, "Largest photo that is decoded, width × height.", _integer(1, 1 << 31)
+        100_000_000, "Largest photo that is decoded, in pixels (width × height).", _integer(1, 1 << 31)
     )
     photo_cache_mb: int = _setting(
-        256, "MiB of decoded photos kept, so that a click does not fetch its photo again.", _integer(0, 1 << 20)
+        256,
+        "Size of the cache of decoded photos, in MiB. A click on a photo in the cache does not read it again.",
+        _integer(0, 1 << 20),
     )
-    fetch_timeout_s: float = _setting(20.0, "Seconds in which a photo has to arrive.", _number(0.1, 600))
+    fetch_timeout_s: float = _setting(20.0, "Seconds within which a photo must be read.", _number(0.1, 600))
     max_request_mb: int = _setting(64, "Largest request body, in MiB.", _integer(1, 4096))
-    log_level: str = _setting("info", "Least severe events logged: `debug`, `info`, `warning` or `error`.", _log_level)
+    max_label_config_chars: int = _setting(
+        1 << 18, "Longest label config that is read, in characters.", _integer(1000, 1 << 26)
+    )
+    log_level: str = _setting("info", "Lowest level that is logged: `debug`, `info`, `warning` or `error`.", _log_level)
 
     def __post_init__(self) -> None:
         if self.label_studio_api_key is not None and self.label_studio_url is None:
@@ -247,7 +259,7 @@ class Settings:
             checkpoint_config=self.checkpoint_config,
             device=self.device,
             encoder=self.encoder,
-            proposals=self.proposals,  # type: ignore[arg-type]  # one of three, as the setting says
+            proposals=self.proposals,  # type: ignore[arg-type]  # one of three, see _proposals
             cache_bytes=self.cache_mb * MIB,
             max_device_mb=self.max_device_mb,
             score_threshold=self.score_threshold,
@@ -257,7 +269,7 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A row of the table. name: the environment variable. parse: raises when the text is wrong."""
+    """A row of the table. name: the environment variable. help: Markdown. parse: refuses a wrong text."""
 
     name: str
     default: Any
@@ -266,7 +278,7 @@ class Setting:
 
     @property
     def is_secret(self) -> bool:
-        """Whether the value must not be shown."""
+        """Whether the value must stay out of messages and logs."""
         return self.parse is _secret
 
 

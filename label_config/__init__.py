@@ -1,1 +1,1 @@
-"""Ready label configs for Label Studio, as XML files beside this one. Nothing here is executed."""
+"""Ready label configs for Label Studio, as XML files in this folder. Nothing here is executed."""

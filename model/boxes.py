@@ -1,4 +1,4 @@
-"""Pure geometry of boxes: overlap, clipping, duplicate removal, and the box of a mask.
+"""Pure geometry of boxes: overlap, clipping, and the box of a mask.
 
 Knows numpy, torch tensors and arithmetic; nothing of photos, tiles or networks. Boxes are xyxy, half-open.
 """
@@ -8,20 +8,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch.nn import functional
-from torchvision.ops import nms
 
 from model.types import FloatArray
 
-__all__ = [
-    "cells_inside",
-    "clip_boxes",
-    "enlarged",
-    "iou_matrix",
-    "mask_boxes",
-    "nms",
-    "pixel_boxes",
-    "stability_scores",
-]
+ROWS_AT_A_TIME = 1000  # of a matrix of pairs of boxes: a long panorama has tens of thousands of boxes
 
 
 def iou_matrix(boxes_a: FloatArray, boxes_b: FloatArray) -> FloatArray:
@@ -31,6 +21,25 @@ def iou_matrix(boxes_a: FloatArray, boxes_b: FloatArray) -> FloatArray:
     intersection = np.clip(sides, 0, None).prod(-1)
     union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - intersection
     return np.asarray(np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0), np.float32)
+
+
+def overlapping_pairs(boxes_a: torch.Tensor, boxes_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The pairs of boxes `[A, 4]` and `[B, 4]` that overlap at all: indices into both, and their IoU, each `[P]`.
+
+    For many boxes, where a matrix of all pairs would be nearly empty: a facing overlaps one box in a hundred.
+    """
+    left, top, right, bottom = boxes_b.T.contiguous()  # each column in one piece of memory: four times as fast
+    found = []
+    for first in range(0, len(boxes_a), ROWS_AT_A_TIME):
+        x0, y0, x1, y1 = boxes_a[first : first + ROWS_AT_A_TIME].T.contiguous()[..., None]
+        pairs = ((left < x1) & (x0 < right) & (top < y1) & (y0 < bottom)).nonzero()
+        pairs[:, 0] += first
+        found.append(pairs)
+    rows, columns = torch.cat(found).unbind(1) if found else torch.zeros(2, 0, dtype=torch.int64)
+    a, b = boxes_a[rows], boxes_b[columns]
+    shared = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).prod(1)
+    area_a, area_b = ((boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (a, b))
+    return rows, columns, shared / (area_a + area_b - shared)
 
 
 def clip_boxes(boxes_xyxy: FloatArray, size_wh: tuple[int, int]) -> FloatArray:
@@ -57,7 +66,7 @@ def enlarged(logits: torch.Tensor, side: int) -> torch.Tensor:
 def pixel_boxes(logits: torch.Tensor, stride: float) -> torch.Tensor:
     """Boxes `[P, 4]` around the pixels of the masks `logits > 0`, `[P, h, w]`, `stride` units a pixel.
 
-    What sam2.utils.amg.batched_mask_to_box gives, but half-open. An empty mask gives a box of zeros.
+    As sam2.utils.amg.batched_mask_to_box gives them, but half-open. An empty mask gives a box of zeros.
     """
     columns, rows = (logits > 0).any(1), (logits > 0).any(2)
     sides = []

@@ -57,7 +57,7 @@ DEFAULT_WITH_GPU = "sam2.1_hiera_large"
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """name: what it is called outside. config: one of OWN_CONFIGS, a config of the sam2 package, or a YAML file's path.
+    """config: one of OWN_CONFIGS, a config of the sam2 package, or a YAML file's path.
     weights: the file. digest: sha256 of the file, hex."""
 
     name: str
@@ -67,15 +67,15 @@ class Checkpoint:
 
     @property
     def version(self) -> str:
-        """Name and hash, the version that is told outside."""
+        """Name and hash: `<name>-<8 hex digits>`."""
         return f"{self.name}-{self.digest[:8]}"
 
 
 def find_checkpoint(requested: str, *, config: str | None, has_gpu: bool) -> Checkpoint:
     """`auto`, a name or a path to a Checkpoint; official ones are downloaded on first use (resumed when cut off).
 
-    `auto` is the bundled checkpoint, or SAM 2.1 large with a GPU; if that is out of reach, the bundled one with a
-    warning. Raises CheckpointError, saying how to place the file by hand, when a named one cannot be had.
+    `auto` is the bundled checkpoint, or SAM 2.1 large with a GPU; if that is unavailable, the bundled one with a
+    warning. Raises CheckpointError when a named one is unavailable; it names where to fetch the file by hand.
     """
     if requested == "auto" and not has_gpu:
         requested = BUNDLED
@@ -84,7 +84,7 @@ def find_checkpoint(requested: str, *, config: str | None, has_gpu: bool) -> Che
             return _download(DEFAULT_WITH_GPU)
         except CheckpointError as error:
             log.warning(
-                "NOT RUNNING SAM 2.1 LARGE, the default with a GPU, but the small bundled %s: %s", BUNDLED, error
+                "SAM 2.1 large, the default with a GPU, is unavailable; using the small bundled %s: %s", BUNDLED, error
             )
             requested = BUNDLED
     if requested == BUNDLED:
@@ -102,9 +102,9 @@ def _download(name: str) -> Checkpoint:
         path = hf_hub_download(official.repository, official.file_name)
     except Exception as error:  # its client's errors changed with the HTTP library below it, and have no common base
         raise CheckpointError(
-            f"checkpoint {name!r}: the Hugging Face hub is out of reach ({type(error).__name__}) and its cache has no"
+            f"checkpoint {name!r}: the Hugging Face hub is unavailable ({type(error).__name__}) and its cache has no"
             f" {official.file_name}. Fetch https://huggingface.co/{official.repository}/resolve/main/{official.file_name}"
-            f" on another machine and set CHECKPOINT=/path/to/{official.file_name}"
+            f" on another machine and give its path as the checkpoint: /path/to/{official.file_name}"
         ) from error
     return _at(Path(path), name=name, config=official.config)
 
@@ -121,7 +121,7 @@ def _from_path(requested: str, config: str | None) -> Checkpoint:
     config = config or _metadata(path).get("network") or _config_by_file_name(path)
     if config is None:
         raise CheckpointError(
-            f"checkpoint {path.name!r}: its network is unknown; set CHECKPOINT_CONFIG to {BUNDLED_CONFIG!r}, a config"
+            f"checkpoint {path.name!r}: its network is unknown; set checkpoint_config to {BUNDLED_CONFIG!r}, a config"
             f" of sam2 such as {OFFICIAL[DEFAULT_WITH_GPU].config!r}, or to the path of a YAML file"
         )
     return _at(path, name=path.stem, config=config)
@@ -148,6 +148,11 @@ def _metadata(path: Path) -> dict[str, str]:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"checkpoint {path.name!r}: not a readable safetensors file: {error}") from error
+
+
+def network_of(path: Path) -> str | None:
+    """The network config that a file of weights names. Raises CheckpointError when it cannot be read."""
+    return _metadata(path).get("network")
 
 
 def calibrated_threshold(checkpoint: Checkpoint) -> float | None:

@@ -2,8 +2,8 @@
 
 Knows sam2's MaskDecoder by its parts, and tensors. Upstream repeats a tile's features for every prompt, as images, and
 converts them between precisions at each step; on a CPU that takes most of its time. Here the tile's cells stay
-rows of a matrix, what does not depend on a prompt is computed once for all of them, and the two transposed convolutions
-(2 × 2, stride 2, so that no outputs overlap) are products of matrices. Results differ by rounding alone.
+rows of a matrix, what does not depend on a prompt is computed once for all prompts, and the two transposed convolutions
+(2 × 2, stride 2, so that no outputs overlap) are matrix multiplications. Results differ by rounding only.
 """
 
 from __future__ import annotations
@@ -47,24 +47,22 @@ def tile_cells(embedding: torch.Tensor, high_res: tuple[torch.Tensor, torch.Tens
 
 
 class _Joined:
-    """Projections of the image's cells that share an input, as one: the matrix, and what is added to its product, which
-    holds the biases and the share of the position encoding."""
+    """Several linear projections of the image's cells as one: their weights, and what is added to the result, which
+    holds the biases and what the position encoding adds."""
 
     def __init__(self, projections: list[tuple[nn.Linear, bool]], position: torch.Tensor, dtype: torch.dtype) -> None:
-        """projections: with whether each one's input has the position encoding `[n, C]` added."""
+        """projections: each with whether the position encoding `[n, C]` is added to its input."""
         self.weight = torch.cat([linear.weight for linear, _ in projections]).to(dtype)
-        rest = [
-            functional.linear(position, linear.weight, linear.bias)
-            if is_placed
-            else linear.bias.expand(len(position), -1)
-            for linear, is_placed in projections
+        offsets = [
+            functional.linear(position, linear.weight, linear.bias) if has_pe else linear.bias.expand(len(position), -1)
+            for linear, has_pe in projections
         ]
-        self.rest = torch.cat(rest, dim=1).to(dtype)
+        self.offset = torch.cat(offsets, dim=1).to(dtype)
         self.parts = len(projections)
 
     def __call__(self, cells: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Cells `[B, n, C]` to one `[B, n, c]` for each projection."""
-        return functional.linear(cells, self.weight).add_(self.rest).chunk(self.parts, dim=-1)
+        return functional.linear(cells, self.weight).add_(self.offset).chunk(self.parts, dim=-1)
 
 
 class MaskDecoder:
@@ -130,31 +128,32 @@ class MaskDecoder:
             if layer.skip_first_layer_pe:
                 queries = layer.norm1(layer.self_attn(q=queries, k=queries, v=queries))
             else:
-                placed = queries + tokens
-                queries = layer.norm1(queries + layer.self_attn(q=placed, k=placed, v=queries))
-            keys, values, asking = joined(cells)
+                queries_with_pe = queries + tokens
+                queries = layer.norm1(queries + layer.self_attn(q=queries_with_pe, k=queries_with_pe, v=queries))
+            keys, values, image_queries = joined(cells)
             to_image, to_tokens = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
-            queries = layer.norm2(queries + self._ask_image(to_image, queries + tokens, keys, values))
+            queries = layer.norm2(queries + self._cross_attend(to_image, queries + tokens, keys, values))
             queries = layer.norm3(queries + layer.mlp(queries))
-            told = _attend(
-                asking.expand(count, -1, -1),
+            attended = _attend(
+                image_queries.expand(count, -1, -1),
                 to_tokens.k_proj(queries + tokens).to(self._dtype),
                 to_tokens.v_proj(queries).to(self._dtype),
                 to_tokens.num_heads,
             )
-            cells = functional.linear(told, *out).add_(cells)
+            cells = functional.linear(attended, *out).add_(cells)
             cells = functional.layer_norm(cells, cells.shape[-1:], *norm, layer.norm4.eps)
         transformer = self._sam.transformer
         final = transformer.final_attn_token_to_image
-        queries = transformer.norm_final_attn(queries + self._ask_image(final, queries + tokens, *self._final(cells)))
+        attended = self._cross_attend(final, queries + tokens, *self._final(cells))
+        queries = transformer.norm_final_attn(queries + attended)
         return self._read(tile, queries, cells)
 
-    def _ask_image(
-        self, attention: Any, asking: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    def _cross_attend(
+        self, attention: Any, queries_with_pe: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     ) -> torch.Tensor:
         """Tokens `[P, T, C]` attend to cells `[P, n, c]`; all in one row when the cells are the same for all prompts,
         `[1, n, c]`."""
-        projected = attention.q_proj(asking).to(self._dtype)
+        projected = attention.q_proj(queries_with_pe).to(self._dtype)
         if keys.shape[0] == 1:
             answers = _attend(projected.flatten(0, 1)[None], keys, values, attention.num_heads).view(projected.shape)
         else:

@@ -1,158 +1,159 @@
-"""All facings of one photo: the proposals of a learned head, redrawn by another network where that is asked for, or all
-that a grid of points finds.
+"""All facings of one photo. Each class is one way to find them, and the engine chooses one when it loads.
 
-Knows networks, tiles and merging; nothing of queues, caches or requests. Every way is a generator that yields between
-its batches, so that a click can overtake, and returns Detections.
+Knows networks, tiles, prompts and merging; nothing of queues or requests. Every way is a generator that yields between
+its batches, so that a click can overtake it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+import logging
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
-from typing import TypeVar, cast
+from itertools import groupby
+from typing import Protocol, TypeVar, cast
 
 import numpy as np
 import torch
+from torchvision.ops import nms
 
 from model import boxes as geometry
 from model import tiling
-from model.masks import SHELF_SHARE
+from model.feature_cache import KnownBoxes, TileFeatures
+from model.features import MASK_STRIDE, Features, TilePrompt
+from model.memory import batches
 from model.merging import DUPLICATE_IOU, merge_proposals
-from model.network import MASK_STRIDE, Features, Network, Proposals, TilePrompt
+from model.network import Network
 from model.proposer import point_grid, prior_box
-from model.stages import Timed
+from model.stages import UNOBSERVED, Observer, timed
 from model.tiling import Tile
 from model.types import Detections, FloatArray, Photo
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 Work = Generator[None, None, T]
-Found = tuple[FloatArray, FloatArray]  # boxes [N, 4] with scores [N]
+TileBoxes = tuple[FloatArray, FloatArray]  # boxes [N, 4] with scores [N]
 
+MERGED_LIMIT, MERGED_PER_TILE = 1000, 200  # boxes that are merged and remembered at least, however few are asked for
 GRID_DUPLICATE_IOU = 0.7  # SAM2AutomaticMaskGenerator's
 CUT_MARGIN = 4.0  # tile pixels: a box this close to an inner edge of its tile is cut
-REDRAW_MARGIN = 0.15  # of a proposal's sides, by which its object may reach beyond it
-REDRAW_LEAST_IOU = 0.5  # of a redrawn box with its proposal; else the decoder took a part or a group for the object
+PROMPT_MARGIN = 0.15  # of the sides of a box that prompts SAM 2: its object may reach this far beyond it
+LEAST_PROMPT_IOU = 0.5  # of SAM 2's box with its prompt; below, the decoder took a part or a group for the object
+
+
+class Detector(Protocol):
+    """One way to find the facings of photos."""
+
+    def find(self, photo: Photo, *, score_threshold: float, limit: int) -> Work[Detections]:
+        """At most `limit` boxes with a score of at least `score_threshold`, best first."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadDetector:
+    """The boxes that a network's learned head proposes, merged from all tiles.
+
+    features: of that network. known_boxes: where all boxes of the photo are kept, whatever their score.
+    """
+
+    features: TileFeatures
+    known_boxes: KnownBoxes
+    observer: Observer = UNOBSERVED
+
+    def find(self, photo: Photo, *, score_threshold: float, limit: int) -> Work[Detections]:
+        tiles = tiling.dense_tiles(photo.size_wh, self.features.network.size)
+        proposed: list[TileBoxes] = []
+        for batch in self.features.of(photo, tiles):
+            for features in batch:
+                if features.proposals is None:
+                    raise TypeError("HeadDetector: expected a network with a proposal head")
+                own = features.proposals
+                proposed.append(_without_cut_ones((own.boxes_xyxy, own.scores), features.tile, photo))
+            yield
+        with timed(self.observer, "merge"):
+            merged_limit = max(limit, MERGED_LIMIT, MERGED_PER_TILE * len(tiles))
+            boxes, scores = merge_proposals(*_joined(proposed), limit=merged_limit)
+        found = Detections(boxes_xyxy=boxes, scores=scores)
+        self.known_boxes.put(photo, found)
+        return _best(found, score_threshold, limit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptedDetector:
+    """The boxes of another detector, each refined by SAM 2, which is prompted with it. The detector's scores stay.
+
+    detector: finds the boxes. features: of the network that is prompted.
+    """
+
+    detector: Detector
+    features: TileFeatures
+    observer: Observer = UNOBSERVED
+
+    def find(self, photo: Photo, *, score_threshold: float, limit: int) -> Work[Detections]:
+        detected = yield from self.detector.find(photo, score_threshold=score_threshold, limit=limit)
+        network = self.features.network
+        boxes = np.array(detected.boxes_xyxy)
+        rows_of: dict[Tile, list[int]] = {}
+        for row, box in enumerate(boxes):
+            tile = tiling.tile_for_box(box, photo.size_wh, network.size, levels=tiling.DENSE_LEVELS)
+            rows_of.setdefault(tile, []).append(row)
+        for batch in self.features.of(photo, list(rows_of)):
+            for features in batch:
+                yield
+                for rows in batches(rows_of[features.tile], network.decode_batch):
+                    with timed(self.observer, "decode"):
+                        boxes[rows] = _refined(network, features, boxes[rows])
+                    yield
+        with timed(self.observer, "merge"):
+            boxes = geometry.clip_boxes(boxes, photo.size_wh)
+            keep = nms(torch.from_numpy(boxes), torch.tensor(detected.scores), DUPLICATE_IOU).numpy()
+        return Detections(boxes_xyxy=boxes[keep], scores=detected.scores[keep])
 
 
 @dataclass(frozen=True, kw_only=True)
 class PointGrid:
     """How a tile is asked, with the defaults of SAM2AutomaticMaskGenerator: points along each side, and the least
-    predicted IoU and stability of a mask that counts.
-
-    sure_score, sure_stability: the same of a mask that is surely an object, in which no more points are asked; less
-    sure ones hide their neighbours (docs/speed.md says how many). Upstream asks all points: infinity.
-    """
+    predicted IoU and stability of a mask that counts."""
 
     points_per_side: int = 32
     min_score: float = 0.8
     min_stability: float = 0.95
-    sure_score: float = 0.85
-    sure_stability: float = 0.95
-
-    def rounds(self, size: int) -> list[FloatArray]:
-        """The points of each round `[N, 2]`, in pixels of a tile of `size`: every fourth along each side first, then
-        every other, then the rest."""
-        points = point_grid(self.points_per_side, size).numpy()
-        line = np.arange(self.points_per_side)
-        place = np.where(line % 4 == 2, 0, np.where(line % 2 == 0, 1, 2))  # the round of each line of points
-        round_of = np.maximum(place[:, None], place[None]).ravel()
-        return [points[round_of == number] for number in range(3)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenseFinder:
-    """Finds the facings of photos.
+class GridDetector:
+    """Objects of any kind: whatever SAM 2 finds under a grid of points."""
 
-    network: encodes and decodes. proposer: whose head proposes: the network itself, another one, None for the grid.
-    falls_back_to_grid: whether the grid is asked where another network proposes nothing at all.
-    features_of: the network's features of a photo's tiles. timed: see model.stages.
-    """
-
-    network: Network
-    proposer: Network | None
-    falls_back_to_grid: bool
-    features_of: Callable[[Photo, Sequence[Tile]], list[Features]]
-    timed: Timed
+    features: TileFeatures
     grid: PointGrid = PointGrid()
+    observer: Observer = UNOBSERVED
 
     def find(self, photo: Photo, *, score_threshold: float, limit: int) -> Work[Detections]:
-        """At most `limit` boxes, best first. What is below `score_threshold` may be left out, and is not redrawn."""
-        if self.proposer is None:
-            return (yield from self._by_grid(photo, limit))
-        found = yield from self._by_head(self.proposer, photo, limit)
-        if self.proposer is self.network:
+        network = self.features.network
+        answers: list[TileBoxes] = []
+        for batch in self.features.of(photo, tiling.dense_tiles(photo.size_wh, network.size)):
+            for features in batch:
+                answer = yield from ask_grid(network, features, self.grid, observer=self.observer)
+                answers.append(_without_cut_ones(answer, features.tile, photo))
+            yield
+        with timed(self.observer, "merge"):
+            boxes, scores = _joined(answers)
+            keep = nms(torch.from_numpy(boxes), torch.from_numpy(scores), GRID_DUPLICATE_IOU).numpy()
+        return _best(Detections(boxes_xyxy=boxes[keep], scores=scores[keep]), score_threshold, limit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FallbackDetector:
+    """What `first` finds, or what `fallback` finds where that is nothing."""
+
+    first: Detector
+    fallback: Detector
+
+    def find(self, photo: Photo, *, score_threshold: float, limit: int) -> Work[Detections]:
+        found = yield from self.first.find(photo, score_threshold=score_threshold, limit=limit)
+        if len(found):
             return found
-        found = found.above(score_threshold)
-        if not len(found) and self.falls_back_to_grid:
-            return (yield from self._by_grid(photo, limit))
-        return (yield from self._redrawn(photo, found))
-
-    def _by_head(self, proposer: Network, photo: Photo, limit: int) -> Work[Detections]:
-        found: list[Found] = []
-        for tiles in batches(tiling.dense_tiles(photo.size_wh, proposer.size), proposer.encode_batch):
-            proposals: Iterable[Proposals | None]
-            if proposer is self.network:
-                proposals = [features.proposals for features in self.features_of(photo, tiles)]
-            else:
-                proposals = proposer.propose(photo.pixels, tiles)
-            found += [
-                _whole_ones((entry.boxes_xyxy, entry.scores), tile, photo)
-                for tile, entry in zip(tiles, proposals, strict=True)
-                if entry is not None
-            ]
-            yield
-        with self.timed("merge"):
-            boxes, scores = merge_proposals(*_joined(found), limit=limit)
-        return Detections(boxes_xyxy=boxes, scores=scores)
-
-    def _redrawn(self, photo: Photo, proposed: Detections) -> Work[Detections]:
-        """The proposals as the network's decoder draws them; their scores stay."""
-        size = self.network.size
-        boxes = np.array(proposed.boxes_xyxy)
-        rows_of: dict[Tile, list[int]] = {}
-        for row, box in enumerate(boxes):
-            tile = tiling.tile_for_box(box, photo.size_wh, size, levels=tiling.DENSE_LEVELS)
-            rows_of.setdefault(tile, []).append(row)
-        for tiles in batches(rows_of, self.network.encode_batch):
-            for features in self.features_of(photo, tiles):
-                yield
-                for rows in batches(rows_of[features.tile], self.network.decode_batch):
-                    with self.timed("decode"):
-                        boxes[rows] = self._redraw(features, boxes[rows])
-                    yield
-        with self.timed("merge"):
-            boxes = geometry.clip_boxes(boxes, photo.size_wh)
-            keep = geometry.nms(torch.from_numpy(boxes), torch.tensor(proposed.scores), DUPLICATE_IOU).numpy()
-        return Detections(boxes_xyxy=boxes[keep], scores=proposed.scores[keep])
-
-    def _redraw(self, features: Features, boxes_xyxy: FloatArray) -> FloatArray:
-        """Boxes `[P, 4]` of one tile, in photo pixels; one stays as it is where the decoder sees something else."""
-        tile = features.tile
-        asked = tile.to_tile(boxes_xyxy.reshape(-1, 2)).reshape(-1, 4)
-        no_points, no_labels = np.zeros((0, 2), np.float32), np.zeros(0, np.bool_)
-        prompts = [
-            TilePrompt(features=features, points_xy=no_points, is_foreground=no_labels, box_xyxy=box) for box in asked
-        ]
-        logits, _ = self.network.decode(prompts, multimask=False)
-        sides = asked[:, 2:] - asked[:, :2]
-        windows = asked + REDRAW_MARGIN * np.concatenate([-sides, sides], axis=1)
-        inside = geometry.cells_inside(torch.from_numpy(windows).to(logits.device), logits.shape[-1], MASK_STRIDE)
-        drawn = geometry.mask_boxes(logits[:, 0].masked_fill(~inside, -32.0), MASK_STRIDE).cpu().numpy()
-        agrees = geometry.iou_matrix(drawn, asked).diagonal() >= REDRAW_LEAST_IOU
-        return np.where(agrees[:, None], tile.to_photo(drawn), boxes_xyxy)
-
-    def _by_grid(self, photo: Photo, limit: int) -> Work[Detections]:
-        found: list[Found] = []
-        for tiles in batches(tiling.dense_tiles(photo.size_wh, self.network.size), self.network.encode_batch):
-            for features in self.features_of(photo, tiles):
-                answer = yield from ask_grid(self.network, features, self.grid, timed=self.timed)
-                found.append(_whole_ones(answer, features.tile, photo))
-            yield
-        with self.timed("merge"):
-            boxes, scores = _joined(found)
-            keep = geometry.nms(torch.from_numpy(boxes), torch.from_numpy(scores), GRID_DUPLICATE_IOU).numpy()[:limit]
-        return Detections(boxes_xyxy=boxes[keep], scores=scores[keep])
+        return (yield from self.fallback.find(photo, score_threshold=score_threshold, limit=limit))
 
 
 def ask_grid(
@@ -160,43 +161,69 @@ def ask_grid(
     features: Features,
     grid: PointGrid,
     *,
-    timed: Timed,
     at_full_resolution: bool = False,
-) -> Work[Found]:
-    """Boxes of one tile, in its pixels, of everything that a grid of points finds, before duplicate removal: of what
-    each point is answered, the masks that are sure and stable.
+    observer: Observer = UNOBSERVED,
+) -> Work[TileBoxes]:
+    """Boxes of one tile, in its pixels, of everything that a grid of points finds, before duplicate removal: of the
+    masks that each point is answered, those with enough predicted IoU and stability.
 
-    A point is asked as a click is (see model.engine): with a proposal as its prior where the network has one for it,
-    else for three masks. Without proposals and sure objects this is what SAM2AutomaticMaskGenerator would find.
+    A point is asked as a click is (see model.refine): with a proposal as its prior where the network has one for it,
+    else for three masks. Without proposals this is what SAM2AutomaticMaskGenerator finds.
 
     at_full_resolution: reads boxes and stability from enlarged masks, as upstream does, instead of between the cells of
-    the decoder's own; slower, and hardly different. timed: see model.stages.
+    the decoder's own; slower, and hardly different.
     """
     boxes: list[torch.Tensor] = []
     scores: list[torch.Tensor] = []
-    side = network.size // MASK_STRIDE
-    is_found = np.zeros((side, side), np.bool_)  # cells of objects
-    for points in grid.rounds(network.size):
-        column, row = (points / MASK_STRIDE).astype(int).T
-        prompts = [_click(features, point) for point in points[~is_found[row, column]]]
-        prompts.sort(key=lambda prompt: prompt.is_ambiguous)
-        for is_ambiguous, alike in groupby(prompts, key=lambda prompt: prompt.is_ambiguous):
-            for batch in batches(alike, network.decode_batch):
-                with timed("decode"):
-                    logits, iou = network.decode(batch, multimask=is_ambiguous)
-                    surest = (iou == iou.amax(1, keepdim=True)).flatten()
-                    keep = iou.flatten() > grid.min_score
-                    logits, iou, surest = logits.flatten(0, 1)[keep], iou.flatten()[keep], surest[keep]
-                    found, stability = _read_masks(logits, features.tile, network.size, at_full_resolution)
-                    stable = stability >= grid.min_stability
-                    boxes.append(found[stable].cpu())
-                    scores.append(iou[stable].clamp(0, 1).cpu())
-                    areas = (found[:, 2:] - found[:, :2]).prod(1)
-                    objects = stable & surest & (areas <= SHELF_SHARE * network.size**2)
-                    objects &= (iou >= grid.sure_score) & (stability >= grid.sure_stability)
-                    is_found |= (logits[objects] > 0).any(0).cpu().numpy()
-                yield
+    prompts = [_click(features, point) for point in point_grid(grid.points_per_side, network.size).numpy()]
+    prompts.sort(key=lambda prompt: prompt.is_ambiguous)
+    for is_ambiguous, alike in groupby(prompts, key=lambda prompt: prompt.is_ambiguous):
+        for batch in batches(alike, network.decode_batch):
+            with timed(observer, "decode"):
+                logits, iou = network.decode(batch, multimask=is_ambiguous)
+                keep = iou.flatten() > grid.min_score
+                logits, iou = logits.flatten(0, 1)[keep], iou.flatten()[keep]
+                found, stability = _read_masks(logits, features.tile, network.size, at_full_resolution)
+                stable = stability >= grid.min_stability
+                boxes.append(found[stable].cpu())
+                scores.append(iou[stable].clamp(0, 1).cpu())
+            yield
     return torch.cat([torch.zeros(0, 4), *boxes]).numpy(), torch.cat([torch.zeros(0), *scores]).numpy()
+
+
+def result_of(work: Work[T]) -> T:
+    """What the work returns, done without a break."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return cast(T, end.value)
+
+
+def _best(found: Detections, score_threshold: float, limit: int) -> Detections:
+    """What is handed out of all that was found. Nothing is left out silently, except for its score."""
+    good = found.above(score_threshold)
+    if len(good) > limit:
+        log.warning("%d boxes found in one photo, only the best %d kept: max_detections", len(good), limit)
+    return good.first(limit)
+
+
+def _refined(network: Network, features: Features, boxes_xyxy: FloatArray) -> FloatArray:
+    """Boxes `[P, 4]` of one tile, in photo pixels, as SAM 2 sees their objects; a box stays as it is where SAM 2 sees
+    something else."""
+    tile = features.tile
+    prompted = tile.to_tile(boxes_xyxy.reshape(-1, 2)).reshape(-1, 4)
+    no_points, no_labels = np.zeros((0, 2), np.float32), np.zeros(0, np.bool_)
+    prompts = [
+        TilePrompt(features=features, points_xy=no_points, is_foreground=no_labels, box_xyxy=box) for box in prompted
+    ]
+    logits, _ = network.decode(prompts, multimask=False)
+    sides = prompted[:, 2:] - prompted[:, :2]
+    windows = prompted + PROMPT_MARGIN * np.concatenate([-sides, sides], axis=1)
+    inside = geometry.cells_inside(torch.from_numpy(windows).to(logits.device), logits.shape[-1], MASK_STRIDE)
+    refined = geometry.mask_boxes(logits[:, 0].masked_fill(~inside, -32.0), MASK_STRIDE).cpu().numpy()
+    agrees = geometry.iou_matrix(refined, prompted).diagonal() >= LEAST_PROMPT_IOU
+    return np.where(agrees[:, None], tile.to_photo(refined), boxes_xyxy)
 
 
 def _click(features: Features, point_xy: FloatArray) -> TilePrompt:
@@ -219,28 +246,12 @@ def _read_masks(
     return torch.cat(boxes), torch.cat(stability)
 
 
-def _whole_ones(found: Found, tile: Tile, photo: Photo) -> Found:
+def _without_cut_ones(found: TileBoxes, tile: Tile, photo: Photo) -> TileBoxes:
     """The boxes of a tile as boxes of the photo, without those that the tile's edge cuts."""
     boxes, scores = geometry.clip_boxes(tile.to_photo(found[0]), photo.size_wh), found[1]
     keep = ~tile.is_cut(boxes, photo.size_wh, CUT_MARGIN) & (boxes[:, 2:] - boxes[:, :2] >= 1).all(1)
     return boxes[keep], scores[keep]
 
 
-def _joined(found: Sequence[Found]) -> Found:
+def _joined(found: Sequence[TileBoxes]) -> TileBoxes:
     return np.concatenate([boxes for boxes, _ in found]), np.concatenate([scores for _, scores in found])
-
-
-def result_of(work: Work[T]) -> T:
-    """What the work returns, done without a break."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            return cast(T, end.value)
-
-
-def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """The items in lists of at most `size`."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch

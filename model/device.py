@@ -63,10 +63,10 @@ def choose_placement(requested: str) -> Placement:
 def _gpu_precision(device: torch.device) -> tuple[torch.dtype | None, str]:
     """bf16 where the GPU has it, float16 where it has tensor cores for that alone (Volta, and Turing by name).
 
-    GeForce GTX 16, T1000 and their kin report Turing's capability and have no tensor cores; convolutions in float16 are
-    reported to give NaN on them (pytorch/pytorch#77955).
+    GeForce GTX 16, T1000 and similar GPUs report Turing's capability and have no tensor cores; convolutions in float16
+    are reported to give NaN on them (pytorch/pytorch#77955).
     """
-    with torch.cuda.device(device):  # of several, this one is asked
+    with torch.cuda.device(device):  # there may be several
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "the GPU computes in bf16"
     capability, name = torch.cuda.get_device_capability(device), torch.cuda.get_device_name(device)

@@ -3,6 +3,10 @@
 Knows the other modules of this package and wires them together; nothing of Label Studio, HTTP or the environment.
 Weights load once, in the background, on the one thread that ever touches the device. All public methods may be called
 from any thread and block until they have an answer.
+
+What the engine remembers of photos (model.feature_cache) is a cache. Features only make an answer faster. The boxes of
+photos that were pre-annotated here make clicks on the same photos better: a click may get another box after
+`preannotate` than before, and two replicas may answer the same click differently.
 """
 
 from __future__ import annotations
@@ -11,33 +15,28 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-import torch
 
-from model import boxes as geometry
-from model import tiling
 from model.checkpoints import BUNDLED, Checkpoint, calibrated_threshold, find_checkpoint
-from model.detect import DenseFinder, batches
-from model.device import choose_placement
-from model.encoder import EncoderFile, find_encoder, open_encoder
-from model.feature_cache import FeatureCache
-from model.masks import Answer, choose_masks, read_object
+from model.detect import Detector, FallbackDetector, GridDetector, HeadDetector, PromptedDetector
+from model.device import Placement, choose_placement
+from model.exported_encoders import EncoderFile, find_encoder, open_encoder
+from model.feature_cache import CacheStats, KnownBoxes, TileFeatures
 from model.memory import is_out_of_memory, limit_memory
-from model.network import MASK_STRIDE, Features, Network, Proposals, TilePrompt, has_proposal_head
-from model.proposer import prior_box
+from model.network import Network
+from model.refine import Refiner, RefineRequest
+from model.sam2_module import has_proposal_head
 from model.scheduler import Scheduler
-from model.stages import timed_for
-from model.tiling import Tile
+from model.stages import UNOBSERVED, Observer
 from model.types import Detections, EngineError, EngineStats, Lane, NotReady, Photo, Prompt, State
 
 log = logging.getLogger(__name__)
 
-MERGED_LIMIT = 1000  # proposals of a photo that clicks know of, however few boxes are handed out
-MERGED_CACHE_BYTES = 8 << 20  # some hundreds of photos
+KNOWN_PHOTOS = 500  # pre-annotated photos whose boxes clicks may use; 20 kB each at most
 
 ProposalSource = Literal["auto", "grid", "learned"]
 
@@ -45,18 +44,19 @@ ProposalSource = Literal["auto", "grid", "learned"]
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
     """checkpoint: `auto`, a name of model.checkpoints, or the path of a `.pt` or `.safetensors` file.
-    checkpoint_config: network config of a path, when its name does not tell.
+    checkpoint_config: network config of a path, when it does not follow from the file's name.
     device: `auto`, `cpu`, `cuda` or `cuda:N`.
-    encoder: what `facings export` wrote of this checkpoint, to encode instead of torch: an `.onnx` file on a CPU, an
-        `.engine` file on a GPU, or the folder of either.
-    proposals: where `preannotate` looks. `learned`: what a learned head proposes, the checkpoint's own, or the bundled
-        one's for the checkpoint's decoder to redraw. `grid`: a grid of points, as SAM2AutomaticMaskGenerator asks.
-        `auto`: `learned`; the grid on photos where a lent head proposes nothing.
-    cache_bytes: bound of the feature cache.
-    max_device_mb: most MiB of a GPU's memory, weights, cache and work together; the cache then gets a quarter of it at
-        most. 0: all there is. Work that does not fit is done in smaller pieces.
+    encoder: a file that `facings export` made of this checkpoint, to encode instead of torch: an `.onnx` file on a CPU,
+        an `.engine` file on a GPU, or the folder of either.
+    proposals: how `preannotate` finds boxes. `learned`: with a learned detector head. That is the checkpoint's own; a
+        checkpoint without one is prompted with the boxes of the `facings-nano` detector. `grid`: with a grid of points,
+        as SAM2AutomaticMaskGenerator does. `auto`: `learned`, and the grid on photos where the `facings-nano` detector
+        finds nothing for a checkpoint without a head.
+    cache_bytes: the most that the feature cache holds.
+    max_device_mb: the most MiB of a GPU's memory, for weights, cache and work together; the cache then gets a quarter
+        of it at most. 0: no limit. Work that does not fit is done in smaller batches.
     score_threshold: default of `preannotate`; None takes the checkpoint's calibrated one.
-    max_detections: most boxes handed out for one photo.
+    max_detections: the most boxes of one photo.
     """
 
     checkpoint: str = "auto"
@@ -83,42 +83,63 @@ class EngineOptions:
 
     @property
     def feature_bytes(self) -> int:
-        """What the feature cache gets of what it may have."""
-        return min(self.cache_bytes, self.max_device_mb << 18) if self.max_device_mb else self.cache_bytes
+        """The most that the feature cache holds on a device with this limit."""
+        if not self.max_device_mb:
+            return self.cache_bytes
+        return min(self.cache_bytes, self.max_device_mb * 2**20 // 4)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Refinement:
-    """A request of the interactive lane."""
+@dataclass(frozen=True, kw_only=True)
+class _Sources:
+    """What is loaded. head: the checkpoint whose detector head finds boxes; None where the grid does.
 
-    photo: Photo
-    prompts: Sequence[Prompt]
-    want_masks: bool
+    calibrated_threshold: the head's, or 0.
+    """
+
+    checkpoint: Checkpoint
+    head: Checkpoint | None
+    encoder: EncoderFile | None
+    calibrated_threshold: float
+
+    def version(self, options: EngineOptions) -> str:
+        changed = [
+            f"{name}={value}"
+            for name in ("score_threshold", "max_detections", "proposals")
+            if (value := getattr(options, name)) != getattr(EngineOptions, name)
+        ]
+        if self.head and self.head != self.checkpoint:
+            changed.append(self.head.version)
+        if self.encoder:
+            changed.append(self.encoder.digest)
+        suffix = "-" + hashlib.sha256(",".join(changed).encode()).hexdigest()[:4] if changed else ""
+        return self.checkpoint.version + suffix
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loaded:
+    """What answers."""
+
+    features: TileFeatures
+    detector: Detector
+    refiner: Refiner
 
 
 class Sam2Engine:
     """One network, resident.
 
-    Returns at once; `wait_ready` waits for the weights. observe(name, value) is called on the device thread with
-    "queue_wait_interactive", "queue_wait_bulk" and the names of model.stages, all in seconds.
+    Returns at once; `wait_ready` waits for the weights. observer: of all work; see model.stages.
     """
 
-    def __init__(self, options: EngineOptions, *, observe: Callable[[str, float], None] = lambda *_: None) -> None:
+    def __init__(self, options: EngineOptions, *, observer: Observer = UNOBSERVED) -> None:
         self._options = options
-        self._timed = timed_for(observe)
-        self._cache: FeatureCache[Features] = FeatureCache(options.feature_bytes)
-        self._merged: FeatureCache[Proposals] = FeatureCache(MERGED_CACHE_BYTES)
-        self._loaded = threading.Event()
-        self._network: Network | None = None
-        self._finder: DenseFinder | None = None
-        self._checkpoint: Checkpoint | None = None
-        self._encoder_file: EncoderFile | None = None
-        self._proposing_checkpoint: Checkpoint | None = None  # whose head proposes; None for the grid
-        self._calibrated_threshold: float | None = None
+        self._observer = observer
+        self._loading_ended = threading.Event()
+        self._sources: _Sources | None = None
+        self._loaded: _Loaded | None = None
         self._failure: str | None = None
         self._closed = False
-        self._scheduler: Scheduler[_Refinement, Detections] = Scheduler(
-            start_up=self._load, answer=self._refine_together, observe=observe
+        self._scheduler: Scheduler[RefineRequest, Detections] = Scheduler(
+            start_up=self._start_up, answer=self._answer, observer=observer
         )
 
     # -- what is known without waiting -------------------------------------------------------------------------------
@@ -127,7 +148,7 @@ class Sam2Engine:
     def state(self) -> State:
         if self._closed:
             return "closed"
-        if not self._loaded.is_set():
+        if not self._loading_ended.is_set():
             return "loading"
         return "failed" if self._failure else "ready"
 
@@ -139,35 +160,25 @@ class Sam2Engine:
     @property
     def name(self) -> str:
         """Name of the checkpoint; the requested one until it is known."""
-        return self._checkpoint.name if self._checkpoint else self._options.checkpoint
+        return self._sources.checkpoint.name if self._sources else self._options.checkpoint
 
     @property
     def version(self) -> str:
-        """Changes exactly when the boxes may: the weights' hash, the options that change boxes, and the hash of an
+        """Changes with whatever may change boxes: the weights' hash, the options that change boxes, and the hash of an
         exported encoder. Never blocks; `<name>-loading` until the weights' file is known."""
-        if self._checkpoint is None:
+        if self._sources is None:
             return f"{self._options.checkpoint}-loading"
-        changed = [
-            f"{name}={value}"
-            for name in ("score_threshold", "max_detections", "proposals")
-            if (value := getattr(self._options, name)) != getattr(EngineOptions, name)
-        ]
-        if (proposing := self._proposing_checkpoint) and proposing is not self._checkpoint:
-            changed.append(proposing.version)
-        if self._encoder_file:
-            changed.append(self._encoder_file.digest)
-        suffix = "-" + hashlib.sha256(",".join(changed).encode()).hexdigest()[:4] if changed else ""
-        return self._checkpoint.version + suffix
+        return self._sources.version(self._options)
 
     @property
     def score_threshold(self) -> float:
-        """The default threshold in force: the option, else what the proposing checkpoint is calibrated to, else 0."""
+        """The default threshold in force: the option, else what the detector head is calibrated to, else 0."""
         if self._options.score_threshold is not None:
             return self._options.score_threshold
-        return self._calibrated_threshold or 0.0
+        return self._sources.calibrated_threshold if self._sources else 0.0
 
     def stats(self) -> EngineStats:
-        cache = self._cache.stats()
+        cache = self._loaded.features.stats() if self._loaded else CacheStats()
         return EngineStats(
             cache_hits=cache.hits,
             cache_misses=cache.misses,
@@ -183,7 +194,7 @@ class Sam2Engine:
         """Blocks until the engine can answer. Raises NotReady, with the reason, on failure or after `timeout_s`."""
         if self._closed:
             raise NotReady("the engine is closed")
-        if not self._loaded.wait(timeout_s):
+        if not self._loading_ended.wait(timeout_s):
             raise NotReady(f"checkpoint {self.name!r} is still loading")
         if self._failure:
             raise NotReady(self._failure)
@@ -201,64 +212,53 @@ class Sam2Engine:
         deadline: a time.monotonic() value. Raises DeadlineExceeded when it passes first, NotReady on failure.
         """
         self._wait_ready_until(deadline)
-        threshold = self.score_threshold if score_threshold is None else score_threshold
-        found = self._scheduler.run(self._find(photo, threshold), lane=lane, deadline=deadline)
-        return found.above(threshold)
+        work = self._ready.detector.find(
+            photo,
+            score_threshold=self.score_threshold if score_threshold is None else score_threshold,
+            limit=self._options.max_detections,
+        )
+        return self._scheduler.run(work, lane=lane, deadline=deadline)
 
     def refine(
         self, photo: Photo, prompts: Sequence[Prompt], *, want_masks: bool = False, deadline: float | None = None
     ) -> Detections:
         """One box for each prompt, in order, tight around the object it names; with `want_masks` its mask too.
 
-        A prompt whose object was not found gets its own box back, or an empty box at its point, with score 0.
-        Raises as `preannotate` does.
+        A prompt whose object was not found gets its own box back, or an empty box at its point, with score 0. The boxes
+        of a photo that was pre-annotated by this engine help to answer, so that the same prompt may be answered
+        differently before and after, and by two replicas of one version. Raises as `preannotate` does.
         """
         self._wait_ready_until(deadline)
-        request = _Refinement(photo=photo, prompts=tuple(prompts), want_masks=want_masks)
+        request = RefineRequest(photo=photo, prompts=tuple(prompts), want_masks=want_masks)
         return self._scheduler.ask(request, deadline=deadline)
 
     def close(self) -> None:
-        """Stops the device thread; whatever waits is refused with NotReady."""
+        """Stops the device thread; work that waits is refused with NotReady."""
         self._closed = True
         self._scheduler.close()
 
     def _wait_ready_until(self, deadline: float | None) -> None:
         self.wait_ready(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
+    @property
+    def _ready(self) -> _Loaded:
+        if self._loaded is None:
+            raise NotReady(self._failure or f"checkpoint {self.name!r} is still loading")
+        return self._loaded
+
     # -- on the device thread ----------------------------------------------------------------------------------------
 
-    def _load(self) -> None:
+    def _answer(self, requests: Sequence[RefineRequest]) -> list[Detections | Exception]:
+        return self._ready.refiner.answer(requests)
+
+    def _start_up(self) -> None:
         began = time.monotonic()
         try:
             placement = choose_placement(self._options.device)
             if self._options.max_device_mb:
                 limit_memory(placement.device, self._options.max_device_mb)
-            checkpoint = find_checkpoint(
-                self._options.checkpoint,
-                config=self._options.checkpoint_config,
-                has_gpu=placement.device.type == "cuda",
-            )
-            proposing = self._proposing(checkpoint)
-            file = find_encoder(self._options.encoder, placement) if self._options.encoder else None
-            self._encoder_file = file  # before the checkpoint, so that no version lacks it
-            self._checkpoint, self._proposing_checkpoint = checkpoint, proposing
-            self._calibrated_threshold = calibrated_threshold(proposing) if proposing else None
-            encoder = open_encoder(file, checkpoint, placement) if file else None
-            self._network = network = Network(checkpoint, placement, encoder, timed=self._timed)
-            lent = None
-            if proposing and proposing is not checkpoint:
-                lent = Network(proposing, placement, timed=self._timed)
-            self._finder = DenseFinder(
-                network=network,
-                proposer=network if proposing is checkpoint else lent,
-                falls_back_to_grid=self._options.proposals == "auto",
-                features_of=self._features,
-                timed=self._timed,
-            )
-            for one in (lent, network):
-                if one is not None:
-                    one.warm_up(reserved_bytes=self._options.feature_bytes)
-            self._warm_up()
+            self._sources = _find_sources(self._options, placement)
+            self._loaded = _load(self._sources, self._options, placement, self._observer)
         except EngineError as error:
             self._failure = str(error)
             log.error("engine failed: %s", error)
@@ -267,164 +267,74 @@ class Sam2Engine:
             self._failure = f"checkpoint {self.name!r} could not be loaded: {reason}"
             log.error("engine failed: %s", self._failure, exc_info=not is_out_of_memory(error))
         else:
-            seconds = time.monotonic() - began
             log.info(
                 "engine ready version=%s device=%s (%s) encoder=%s seconds=%.1f",
                 self.version,
                 placement.device,
                 placement.reason,
-                file.path if file else "torch",
-                seconds,
+                self._sources.encoder.path if self._sources.encoder else "torch",
+                time.monotonic() - began,
             )
         finally:
-            self._loaded.set()
-
-    def _proposing(self, checkpoint: Checkpoint) -> Checkpoint | None:
-        """The checkpoint whose head proposes: the engine's own, else the bundled one; None for the grid."""
-        if self._options.proposals == "grid":
-            return None
-        if has_proposal_head(checkpoint.config):
-            return checkpoint
-        return find_checkpoint(BUNDLED, config=None, has_gpu=False)
-
-    def _warm_up(self) -> None:
-        """The first call of each kind is slow; better now than at an annotator's first click."""
-        grey = Photo(pixels=np.full((64, 64, 3), 128, np.uint8))
-        self._refine_together([_Refinement(photo=grey, prompts=[_click(32, 32), _box(8, 8, 56, 56)], want_masks=False)])
-
-    @property
-    def _net(self) -> Network:
-        if self._network is None:
-            raise NotReady(self._failure or f"checkpoint {self.name!r} is still loading")
-        return self._network
-
-    def _find(self, photo: Photo, score_threshold: float) -> Generator[None, None, Detections]:
-        """A job of the scheduler. What the network's own head proposes is kept for the clicks to come."""
-        finder = self._finder
-        if finder is None:
-            raise NotReady(self._failure or f"checkpoint {self.name!r} is still loading")
-        limit = self._options.max_detections
-        found = yield from finder.find(photo, score_threshold=score_threshold, limit=max(limit, MERGED_LIMIT))
-        if finder.proposer is finder.network:
-            self._merged.put(photo.digest, Proposals(boxes_xyxy=found.boxes_xyxy, scores=found.scores))
-        return found.first(limit)
-
-    def _features(self, photo: Photo, tiles: Sequence[Tile]) -> list[Features]:
-        """Features of the tiles, from the cache where they are known, else encoded in one batch."""
-        known = {tile: features for tile in tiles if (features := self._cache.get((photo.digest, tile))) is not None}
-        missing = [tile for tile in tiles if tile not in known]
-        if missing:
-            for features in self._net.encode(photo.pixels, missing):
-                self._cache.put((photo.digest, features.tile), features)
-                known[features.tile] = features
-        return [known[tile] for tile in tiles]
-
-    def _refine_together(self, requests: Sequence[_Refinement]) -> list[Detections | Exception]:
-        """Answers all waiting requests; their prompts share the decoder's calls. One that fails costs no other.
-
-        Until then the features of every tile that they ask for are held, some MB each, whatever the cache keeps.
-        """
-        answers: dict[int, list[Answer] | Exception] = {}
-        tiled: list[tuple[int, int, TilePrompt]] = []
-        for number, request in enumerate(requests):
-            try:
-                tiled += [(number, place, prompt) for place, prompt in enumerate(self._on_tiles(request))]
-            except Exception as error:
-                answers[number] = error
-        found: dict[tuple[int, int], Answer] = {}
-        try:
-            for group in _same_tokens(tiled):
-                for batch in batches(group, self._net.decode_batch):
-                    with self._timed("decode"):
-                        found.update(self._decode(batch, requests))
-        except Exception as error:
-            answers.update({number: error for number, _, _ in tiled})
-        result: list[Detections | Exception] = []
-        for number, request in enumerate(requests):
-            failure = answers.get(number)
-            if isinstance(failure, Exception):
-                result.append(failure)
-            else:
-                result.append(_detections([found[number, place] for place in range(len(request.prompts))], request))
-        return result
-
-    def _on_tiles(self, request: _Refinement) -> list[TilePrompt]:
-        """The prompts of a request on the tiles that suit them. A tile is encoded once, not once for each prompt, also
-        where the cache holds fewer tiles than they need."""
-        photo, size = request.photo, self._net.size
-        tiles = [
-            tiling.tile_for_points(prompt.points_xy, photo.size_wh, size)
-            if prompt.box_xyxy is None
-            else tiling.tile_for_box(prompt.box_xyxy, photo.size_wh, size)
-            for prompt in request.prompts
-        ]
-        features_of = {
-            features.tile: features
-            for batch in batches(dict.fromkeys(tiles), self._net.encode_batch)
-            for features in self._features(photo, batch)
-        }
-        return [
-            self._on_tile(photo, prompt, features_of[tile]) for prompt, tile in zip(request.prompts, tiles, strict=True)
-        ]
-
-    def _on_tile(self, photo: Photo, prompt: Prompt, features: Features) -> TilePrompt:
-        """The prompt in the pixels of the features' tile, with what is known of the objects there: the proposals of all
-        tiles where the photo was pre-annotated, else those of this tile."""
-        tile = features.tile
-        box = None if prompt.box_xyxy is None else tile.to_tile(prompt.box_xyxy.reshape(2, 2)).reshape(4)
-        points, prior = tile.to_tile(prompt.points_xy), None
-        merged = self._merged.get(photo.digest)
-        proposals = merged.on(tile) if merged else features.proposals
-        if proposals is not None:
-            prior = prior_box(proposals.boxes_xyxy, proposals.scores, points, prompt.is_foreground, box)
-        return TilePrompt(
-            features=features,
-            points_xy=points,
-            is_foreground=prompt.is_foreground,
-            box_xyxy=box,
-            proposals=proposals,
-            prior_xyxy=prior,
-        )
-
-    def _decode(
-        self, batch: Sequence[tuple[int, int, TilePrompt]], requests: Sequence[_Refinement]
-    ) -> Iterator[tuple[tuple[int, int], Answer]]:
-        """Decodes prompts with equally many tokens and reads each one's object from the mask that suits a facing."""
-        prompts = [prompt for _, _, prompt in batch]
-        logits, iou = self._net.decode(prompts, multimask=prompts[0].is_ambiguous)
-        chosen = choose_masks(
-            geometry.mask_boxes(logits.flatten(0, 1), MASK_STRIDE).view(*iou.shape, 4), iou, self._net.size
-        )
-        rows = torch.arange(len(prompts), device=iou.device)
-        best, scores = logits[rows, chosen].cpu().numpy(), iou[rows, chosen].clamp(0, 1).cpu().numpy()
-        for (number, place, prompt), plane, score in zip(batch, best, scores, strict=True):
-            request = requests[number]
-            yield (
-                (number, place),
-                read_object(prompt, plane, float(score), request.photo.size_wh, want_mask=request.want_masks),
-            )
+            self._loading_ended.set()
 
 
-def _detections(answers: Sequence[Answer], request: _Refinement) -> Detections:
-    masks = [answer.mask for answer in answers if answer.mask is not None] if request.want_masks else None
-    return Detections(
-        boxes_xyxy=np.array([answer.box_xyxy for answer in answers], np.float32).reshape(-1, 4),
-        scores=np.array([answer.score for answer in answers], np.float32),
-        masks=masks,
+def version_of(options: EngineOptions) -> str:
+    """The version of an engine with these options, without building its network.
+
+    Downloads an official checkpoint that is not there yet. Raises EngineError as loading does.
+    """
+    return _find_sources(options, choose_placement(options.device)).version(options)
+
+
+def _find_sources(options: EngineOptions, placement: Placement) -> _Sources:
+    """Raises CheckpointError."""
+    has_gpu = placement.device.type == "cuda"
+    checkpoint = find_checkpoint(options.checkpoint, config=options.checkpoint_config, has_gpu=has_gpu)
+    head = None
+    if options.proposals != "grid":
+        own = has_proposal_head(checkpoint.config)
+        head = checkpoint if own else find_checkpoint(BUNDLED, config=None, has_gpu=False)
+    return _Sources(
+        checkpoint=checkpoint,
+        head=head,
+        encoder=find_encoder(options.encoder, placement) if options.encoder else None,
+        calibrated_threshold=(calibrated_threshold(head) if head else None) or 0.0,
     )
 
 
-def _same_tokens(tiled: Iterable[tuple[int, int, TilePrompt]]) -> list[list[tuple[int, int, TilePrompt]]]:
-    """Prompts by kind and number of tokens: only equal ones can share a call without changing each other's answer."""
-    groups: dict[tuple[int, bool], list[tuple[int, int, TilePrompt]]] = {}
-    for entry in tiled:
-        groups.setdefault((len(entry[2].tokens()[1]), entry[2].is_ambiguous), []).append(entry)
-    return list(groups.values())
+def _load(sources: _Sources, options: EngineOptions, placement: Placement, observer: Observer) -> _Loaded:
+    """The network on its device, and what answers with it. Raises EngineError."""
+    encoder = open_encoder(sources.encoder, sources.checkpoint, placement) if sources.encoder else None
+    network = Network(sources.checkpoint, placement, encoder, observer=observer)
+    features = TileFeatures(network, cache_bytes=options.feature_bytes)
+    known_boxes = KnownBoxes(max_photos=KNOWN_PHOTOS)
+    grid = GridDetector(features=features, observer=observer)
+    detector: Detector
+    if sources.head is None:
+        detector = grid
+    elif sources.head == sources.checkpoint:
+        detector = HeadDetector(features=features, known_boxes=known_boxes, observer=observer)
+    else:
+        detector_network = Network(sources.head, placement, observer=observer)
+        detector_network.warm_up(reserved_bytes=options.feature_bytes)
+        head = HeadDetector(
+            features=TileFeatures(detector_network, cache_bytes=0),
+            known_boxes=KnownBoxes(max_photos=0),  # clicks are answered by a network that was never given such boxes
+            observer=observer,
+        )
+        detector = PromptedDetector(detector=head, features=features, observer=observer)
+        if options.proposals == "auto":
+            detector = FallbackDetector(first=detector, fallback=grid)
+    network.warm_up(reserved_bytes=options.feature_bytes)
+    refiner = Refiner(features=features, known_boxes=known_boxes, observer=observer)
+    _warm_up(refiner)
+    return _Loaded(features=features, detector=detector, refiner=refiner)
 
 
-def _click(x: float, y: float) -> Prompt:
-    return Prompt(points_xy=np.array([[x, y]], np.float32), is_foreground=np.ones(1, np.bool_))
-
-
-def _box(x0: float, y0: float, x1: float, y1: float) -> Prompt:
-    return Prompt(box_xyxy=np.array([x0, y0, x1, y1], np.float32))
+def _warm_up(refiner: Refiner) -> None:
+    """The first call of each kind is slow; better now than at an annotator's first click."""
+    grey = Photo(pixels=np.full((64, 64, 3), 128, np.uint8))
+    click = Prompt(points_xy=np.array([[32, 32]], np.float32), is_foreground=np.ones(1, np.bool_))
+    box = Prompt(box_xyxy=np.array([8, 8, 56, 56], np.float32))
+    refiner.answer([RefineRequest(photo=grey, prompts=[click, box], want_masks=False)])

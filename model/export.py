@@ -1,15 +1,14 @@
 """Writes a checkpoint's encoder and mask decoder as ONNX files, for an engine elsewhere and for other programs.
 
-Knows torch's exporter, ONNX and the names of inputs and outputs; how files are loaded again is model.encoder', and
-TensorRT model.tensorrt_encoder's. The README's section Export is the contract of the files for those who do not read
-Python. Names and shapes are those of the usual ONNX files of SAM 2.
+Knows torch's exporter, ONNX and the names of inputs and outputs; model.exported_encoders loads the files again, and
+model.tensorrt_encoder knows TensorRT. Names and shapes are those of the usual ONNX files of SAM 2.
 
 encoder.onnx, S the side of the input (1024), C the width of the embedding (256; `facings-nano` 96), B any number:
     image             float32 [B, 3, S, S], RGB in [0, 1] minus mean by deviation; what lies beyond the photo is zero
     image_embed       float32 [B, C, S/16, S/16]
     high_res_feats_0  float32 [B, C/8, S/4, S/4]
     high_res_feats_1  float32 [B, C/4, S/8, S/8]
-    centre_logits     float32 [B, S/4, S/4], with a proposal head only: how surely a facing is centred in a cell
+    centre_logits     float32 [B, S/4, S/4], with a proposal head only: confidence that a facing is centred in a cell
     edge_distances    float32 [B, 4, S/4, S/4], likewise: pixels from the cell's centre to left, top, right, bottom
 
 decoder.onnx, P prompts of T points each on one image, any numbers:
@@ -17,15 +16,15 @@ decoder.onnx, P prompts of T points each on one image, any numbers:
     point_coords      float32 [P, T, 2], x and y in pixels of the input
     point_labels      float32 [P, T]: 1 foreground, 0 background, 2 and 3 a box's upper left and lower right corner
                       (corners come first), -1 none, to fill up
-    mask_input        float32 [P, 1, S/4, S/4]: logits of a mask that is thought to be there
+    mask_input        float32 [P, 1, S/4, S/4]: logits of a mask that the object probably has
     has_mask_input    float32 [P]: 1 where mask_input counts, 0 where there is none
-    masks             float32 [P, 4, S/4, S/4]: logits; the first for a prompt that says what it means, the other three
+    masks             float32 [P, 4, S/4, S/4]: logits; the first for a prompt that means one object, the other three
                       for one that is ambiguous, such as a single click
-    iou_predictions   float32 [P, 4]: how well each mask is thought to fit
+    iou_predictions   float32 [P, 4]: predicted IoU of each mask
 
-With precision fp16 the encoder's products of matrices and convolutions take and give float16; their results are cast
+With precision fp16 the encoder's matrix multiplications and convolutions take and give float16; their results are cast
 back at once, so that layer norms, softmax, sums along the trunk and the head's last step stay in float32, as under
-torch's autocast. Inputs and outputs are float32 always.
+torch's autocast. Inputs and outputs are always float32.
 """
 
 from __future__ import annotations
@@ -42,8 +41,10 @@ from torch import nn
 
 from model.checkpoints import Checkpoint
 from model.decoder import MaskDecoder, tile_cells
-from model.encoder import ENCODER_INPUT, FEATURE_OUTPUTS, HEAD_OUTPUTS, ExportCard, onnx_session
-from model.network import PIXEL_DEVIATION, PIXEL_MEAN, FacingsModule
+from model.encoder import ENCODER_INPUT, FEATURE_OUTPUTS, HEAD_OUTPUTS, ExportCard
+from model.exported_encoders import onnx_session
+from model.network import PIXEL_DEVIATION, PIXEL_MEAN
+from model.sam2_module import FacingsModule
 from model.types import ExportError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 OPSET = 18  # the lowest of torch's exporter: the most runtimes read it
 PROMPT_INPUTS = ("point_coords", "point_labels", "mask_input", "has_mask_input")
 DECODER_OUTPUTS = ("masks", "iou_predictions")
-PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
+MATMUL_OPS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 EXACT_WEIGHTS = ("proposal_head.centre", "proposal_head.edges")  # see model.proposer
 
 Precision = Literal["fp32", "fp16"]
@@ -96,13 +97,13 @@ class DecoderGraph(nn.Module):
 
 
 def write_encoder(module: FacingsModule, checkpoint: Checkpoint, path: Path, precision: Precision) -> ExportCard:
-    """Writes encoder.onnx of the loaded checkpoint; what the file says of itself. Raises ExportError."""
+    """Writes encoder.onnx of the loaded checkpoint, and returns its card. Raises ExportError."""
     size = int(module.sam.image_size)
     outputs = FEATURE_OUTPUTS if module.proposal_head is None else FEATURE_OUTPUTS + HEAD_OUTPUTS
-    tiles = torch.export.Dim("tiles", min=2)  # 1 would be taken for a constant; the file takes it all the same
+    tiles = torch.export.Dim("tiles", min=2)  # 1 would become a constant; the file takes one tile all the same
     model = _traced(EncoderGraph(module), (torch.zeros(2, 3, size, size),), [ENCODER_INPUT], outputs, ({0: tiles},))
     if precision == "fp16":
-        products_in_half(model)
+        matmuls_to_float16(model)
     card = _card("encoder", module, checkpoint, precision)
     write_model(model, card, path)
     return card
@@ -140,48 +141,48 @@ def write_model(model: ir.Model, card: ExportCard, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def products_in_half(model: ir.Model) -> None:
-    """Makes the products of a float32 model float16, in place, with casts around them. See this module's docstring."""
+def matmuls_to_float16(model: ir.Model) -> None:
+    """Makes matrix multiplications and convolutions of a float32 model float16, in place, with casts around them."""
     import numpy as np
     import onnx_ir as ir
 
-    halves: dict[ir.Value, ir.Value] = {}
+    in_float16: dict[ir.Value, ir.Value] = {}
 
-    def half(value: ir.Value, before: ir.Node) -> ir.Value:
-        if value not in halves:
+    def to_float16(value: ir.Value, before: ir.Node) -> ir.Value:
+        if value not in in_float16:
             if value.is_initializer() and value.const_value is not None:
                 tensor = ir.tensor(value.const_value.numpy().astype(np.float16), name=f"{value.name}_half")
-                halves[value] = made = ir.Value(name=tensor.name, shape=value.shape, const_value=tensor)
+                in_float16[value] = made = ir.Value(name=tensor.name, shape=value.shape, const_value=tensor)
                 made.type = ir.TensorType(ir.DataType.FLOAT16)
                 model.graph.register_initializer(made)
             else:
                 cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT16})
                 model.graph.insert_before(before, cast)
-                halves[value] = cast.outputs[0]
-        return halves[value]
+                in_float16[value] = cast.outputs[0]
+        return in_float16[value]
 
     for node in list(model.graph):
-        if node.op_type not in PRODUCTS or any(
+        if node.op_type not in MATMUL_OPS or any(
             name in (value.name or "") for value in node.inputs[1:] if value is not None for name in EXACT_WEIGHTS
         ):
             continue
         for index, value in enumerate(node.inputs):
             if value is not None:
-                node.replace_input_with(index, half(value, node))
+                node.replace_input_with(index, to_float16(value, node))
         result = node.outputs[0]
-        whole = ir.Value(name=result.name, shape=result.shape, type=result.type)
+        in_float32 = ir.Value(name=result.name, shape=result.shape, type=result.type)
         result.name = f"{result.name}_half"
         result.type = ir.TensorType(ir.DataType.FLOAT16)
-        ir.convenience.replace_all_uses_with(result, whole, replace_graph_outputs=True)
-        model.graph.insert_after(node, ir.node("Cast", [result], {"to": ir.DataType.FLOAT}, outputs=[whole]))
-    for value in halves:
+        ir.convenience.replace_all_uses_with(result, in_float32, replace_graph_outputs=True)
+        model.graph.insert_after(node, ir.node("Cast", [result], {"to": ir.DataType.FLOAT}, outputs=[in_float32]))
+    for value in in_float16:
         if value.is_initializer() and not value.uses():
             del model.graph.initializers[value.name]  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Of one output from torch's: the largest over all cells, beside torch's own largest value."""
+    """How far one output is from torch's: the largest difference of all cells, and torch's own largest value."""
 
     output: str
     largest: float
@@ -189,7 +190,7 @@ class Difference:
 
 
 def encoder_differences(module: FacingsModule, path: Path, images: torch.Tensor) -> list[Difference]:
-    """ONNX Runtime on an exported encoder beside torch in float32, on normalised images `[B, 3, S, S]`.
+    """ONNX Runtime on an exported encoder compared with torch in float32, on normalised images `[B, 3, S, S]`.
 
     Raises CheckpointError when ONNX Runtime is not installed.
     """
@@ -202,8 +203,8 @@ def decoder_differences(module: FacingsModule, path: Path, inputs: Sequence[torc
 
 
 def example_prompts(cells: int, *, prompts: int, points: int) -> tuple[torch.Tensor, ...]:
-    """Prompts as the decoder takes them, any and always the same: foreground and background, every other one with a
-    mask. cells: those of a mask's side."""
+    """Prompts as the decoder takes them, always the same ones: foreground and background, every other one with a mask.
+    cells: of a mask's side."""
     random = torch.Generator().manual_seed(0)
     return (
         torch.rand(prompts, points, 2, generator=random) * cells * 4,

@@ -1,61 +1,80 @@
-"""A least-recently-used cache bounded in bytes, with counted hits and misses. Knows nothing of what it holds."""
+"""What the engine remembers of photos: the features of their tiles, and the boxes of whole photos.
+
+Knows networks, tiles and how much to keep. Both are caches: what is missing is computed again, or done without. Neither
+is locked, since both belong to the device thread; `stats` may be called from anywhere.
+"""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
 
+from cachetools import LRUCache
 
-class Sized(Protocol):
-    @property
-    def nbytes(self) -> int: ...
-
-
-V = TypeVar("V", bound=Sized)
+from model.features import Features, Proposals
+from model.memory import batches
+from model.network import Network
+from model.tiling import Tile
+from model.types import Detections, Photo
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheStats:
-    hits: int
-    misses: int
-    entries: int
-    nbytes: int
+    """Tiles that were found and missed since the start; tiles kept now, and their bytes."""
+
+    hits: int = 0
+    misses: int = 0
+    entries: int = 0
+    nbytes: int = 0
 
 
-class FeatureCache(Generic[V]):
-    """Holds at most `limit_bytes` of values; an entry larger than that is not kept at all.
+class TileFeatures:
+    """The features that one network makes of tiles: kept for the next time, the least recently used dropped first.
 
-    Not locked: it belongs to the device thread. `stats` may be read from anywhere.
+    cache_bytes: how much is kept at most; features of one tile that are larger are not kept.
     """
 
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
-        self._entries: OrderedDict[Hashable, V] = OrderedDict()
-        self._nbytes = self._hits = self._misses = 0
+    def __init__(self, network: Network, *, cache_bytes: int) -> None:
+        self.network = network
+        self._kept: LRUCache[tuple[str, Tile], Features] = LRUCache(cache_bytes, getsizeof=lambda tile: tile.nbytes)
+        self._hits = self._misses = 0
 
-    def get(self, key: Hashable) -> V | None:
-        """The value of `key`, now the most recently used, or None."""
-        value = self._entries.get(key)
-        if value is None:
-            self._misses += 1
-            return None
-        self._entries.move_to_end(key)
-        self._hits += 1
-        return value
-
-    def put(self, key: Hashable, value: V) -> None:
-        """Keeps `value`, dropping the least recently used ones to make room."""
-        if key in self._entries:
-            self._nbytes -= self._entries.pop(key).nbytes
-        if value.nbytes > self._limit_bytes:
-            return
-        self._entries[key] = value
-        self._nbytes += value.nbytes
-        while self._nbytes > self._limit_bytes:
-            _, dropped = self._entries.popitem(last=False)
-            self._nbytes -= dropped.nbytes
+    def of(self, photo: Photo, tiles: Sequence[Tile]) -> Iterator[list[Features]]:
+        """The features of the tiles, in order and in lists as long as one call of the network takes. Each list is made
+        when it is asked for: known tiles come from the cache, the others are encoded together."""
+        for batch in batches(tiles, self.network.encode_batch):
+            known = {tile: found for tile in batch if (found := self._kept.get((photo.digest, tile))) is not None}
+            missing = [tile for tile in batch if tile not in known]
+            self._hits += len(known)
+            self._misses += len(missing)
+            if missing:
+                for made in self.network.encode(photo.pixels, missing):
+                    known[made.tile] = made
+                    if made.nbytes <= self._kept.maxsize:
+                        self._kept[photo.digest, made.tile] = made
+            yield [known[tile] for tile in batch]
 
     def stats(self) -> CacheStats:
-        return CacheStats(hits=self._hits, misses=self._misses, entries=len(self._entries), nbytes=self._nbytes)
+        return CacheStats(
+            hits=self._hits, misses=self._misses, entries=len(self._kept), nbytes=int(self._kept.currsize)
+        )
+
+
+class KnownBoxes:
+    """The boxes of photos that were pre-annotated here, for clicks on the same photos.
+
+    With them a click on a seam of tiles, or on a doubtful object, is answered better. They are a cache in this process:
+    it forgets all but the last `max_photos`, and another process does not have them, so that two replicas may answer
+    the same click differently, with the same version.
+    """
+
+    def __init__(self, *, max_photos: int) -> None:
+        self._kept: LRUCache[str, Proposals] = LRUCache(max_photos)
+
+    def get(self, photo: Photo) -> Proposals | None:
+        """The boxes of the photo, in its pixels; None where it was not pre-annotated here, or is forgotten."""
+        return self._kept.get(photo.digest)
+
+    def put(self, photo: Photo, found: Detections) -> None:
+        if self._kept.maxsize:
+            self._kept[photo.digest] = Proposals(boxes_xyxy=found.boxes_xyxy, scores=found.scores)

@@ -1,4 +1,4 @@
-"""What is read off the decoder's masks: which of them is the facing, its box, and its pixels in the photo.
+"""What is read from the decoder's masks: which of them is the facing, its box, and its pixels in the photo.
 
 Knows prompts on tiles and mask logits; nothing of networks or queues.
 """
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from model import boxes as geometry
-from model.network import MASK_STRIDE, TilePrompt
+from model.features import MASK_STRIDE, TilePrompt
 from model.proposer import averaged_with_proposal
 from model.tiling import Tile
 from model.types import BoolArray, FloatArray, Mask
@@ -23,8 +23,8 @@ WHOLE_UNIT_TOLERANCE = 0.1  # a larger mask is preferred when its predicted IoU 
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Answer:
-    """One prompt's object: box in photo pixels, score, mask logits `[h, w]` of the tile when masks are wanted."""
+class FoundObject:
+    """One prompt's object: box `[4]` in photo pixels, score in [0, 1], and its mask when masks are wanted."""
 
     box_xyxy: FloatArray
     score: float
@@ -48,7 +48,7 @@ def choose_masks(boxes: torch.Tensor, iou: torch.Tensor, size: int) -> torch.Ten
 
 def read_object(
     prompt: TilePrompt, plane: FloatArray, score: float, size_wh: tuple[int, int], *, want_mask: bool
-) -> Answer:
+) -> FoundObject:
     """The object of one mask plane `[h, w]`: the connected part that the prompt touches, its box and its mask.
 
     size_wh: of the photo.
@@ -61,11 +61,11 @@ def read_object(
         plane = np.where(part, plane, np.minimum(plane, -1e-3))
         box = geometry.mask_boxes(torch.from_numpy(plane)[None], MASK_STRIDE).numpy()[0]
         proposals = prompt.proposals
-        if proposals is not None and not want_mask:  # a mask fills its box
+        if proposals is not None and not want_mask:  # a mask that is handed out must fill its box exactly
             box = averaged_with_proposal(box, proposals.boxes_xyxy, proposals.scores)
     box = geometry.clip_boxes(tile.to_photo(box), size_wh)
     mask = _mask_in_photo(plane, box, tile) if want_mask else None
-    return Answer(box_xyxy=box, score=score, mask=mask)
+    return FoundObject(box_xyxy=box, score=score, mask=mask)
 
 
 def _touched_part(mask: BoolArray, prompt: TilePrompt) -> BoolArray | None:
@@ -96,7 +96,7 @@ def _box_of_prompt(prompt: TilePrompt) -> FloatArray:
 def _mask_in_photo(plane: FloatArray, box: FloatArray, tile: Tile) -> Mask:
     """The mask `plane > 0` at the photo's resolution, enlarged bilinearly inside its box only.
 
-    Exactly so: cv2.warpAffine and its kin round places to a 32nd of a cell, half a pixel of a large photo.
+    Not with cv2.warpAffine or cv2.resize: they round positions to a 32nd of a cell, half a pixel of a large photo.
     """
     left, top = np.floor(box[:2]).astype(int)
     right, bottom = np.maximum(np.ceil(box[2:]).astype(int), (left + 1, top + 1))
@@ -106,6 +106,6 @@ def _mask_in_photo(plane: FloatArray, box: FloatArray, tile: Tile) -> Mask:
 
 
 def _interpolation(pixels: npt.NDArray[np.int64], cells: int, tile: Tile) -> FloatArray:
-    """Weight of each of a line's `cells` in the value of each pixel, `[N, cells]`; the outermost reach to the edge."""
+    """Weight of each of a line's `cells` in the value of each pixel, `[N, cells]`; outer cells reach to the edge."""
     places = ((pixels + 0.5) * tile.scale / MASK_STRIDE - 0.5).clip(0, cells - 1)
     return np.asarray(np.maximum(1 - np.abs(places[:, None] - np.arange(cells)), 0), np.float32)

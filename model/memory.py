@@ -1,13 +1,15 @@
 """How many items a call is given: as many as the device's memory holds, found by trying.
 
-Knows how torch says that memory ran out; nothing of networks. What one item takes depends on the checkpoint, the
+Knows how torch reports that memory ran out; nothing of networks. What one item takes depends on the checkpoint, the
 precision and the GPU, so that a table of sizes would be wrong somewhere; a batch that does not fit is halved instead.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -44,7 +46,7 @@ class BatchSize:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]  # a MemoryError says nothing more
+                failure = _memory_error(f"one of the {self._what} of this checkpoint", error)
             else:
                 rest = rest[len(part) :]
                 continue
@@ -52,13 +54,35 @@ class BatchSize:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             if len(part) == 1:
-                raise DeviceMemoryError(
-                    f"the device's memory does not hold one of the {self._what} of this checkpoint: raise "
-                    f"MAX_DEVICE_MB, lower CACHE_MB or choose a smaller CHECKPOINT ({reason})"
-                )
+                raise failure
             self.items = len(part) // 2
             log.warning("out of device memory: %d %s at a time from now on, not %d", self.items, self._what, len(part))
         return answers
+
+
+def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """The items in lists of at most `size`."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+@contextmanager
+def reserved(device: torch.device, nbytes: int) -> Iterator[None]:
+    """Keeps `nbytes` of a GPU's memory from what is done inside; nothing on a CPU.
+
+    Raises DeviceMemoryError when the GPU does not have them.
+    """
+    held = None
+    if device.type == "cuda":
+        try:
+            held = torch.empty(nbytes, dtype=torch.uint8, device=device)
+        except torch.OutOfMemoryError as error:
+            raise _memory_error("the feature cache", error) from error
+    try:
+        yield
+    finally:
+        del held
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -69,8 +93,16 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def limit_memory(device: torch.device, max_mb: int) -> None:
-    """Holds torch to `max_mb` MiB of a GPU's memory from now on; asked for more, it says that memory ran out. The
+    """Holds torch to `max_mb` MiB of a GPU's memory from now on: asked for more, it reports that memory ran out. The
     driver's own few hundred MiB come on top. A CPU has no such limit."""
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, max_mb * 2**20 / total), device)
+
+
+def _memory_error(what: str, error: Exception) -> DeviceMemoryError:
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]  # a MemoryError has no message of its own
+    return DeviceMemoryError(
+        f"the device's memory does not hold {what}: raise max_device_mb, lower cache_bytes or choose a smaller "
+        f"checkpoint ({reason})"
+    )

@@ -18,12 +18,13 @@ from model.types import BoolArray, FloatArray
 
 LEAST_OVERLAP = 0.3  # IoU of a proposal with the annotator's box that it may stand for
 AGREEING_OVERLAP = 0.6  # IoU of a proposal with the decoder's box, from which both mean the same object
-CLICK_SPREAD = 0.1  # squared shares of the sides by which a click misses the middle of what it means
+CLICK_SPREAD = 0.1  # of clicks around the middle of their object: square of the distance in shares of the sides
 STRIDE = 4  # pixels of the tile for each cell of the head's maps
 
 
 class ProposalHead(nn.Module):
-    """One box for each cell of the finest feature map: how surely a facing is centred here, and how far its edges are.
+    """One box for each cell of the finest feature map: the confidence that a facing is centred here, and how far its
+    edges are.
 
     A centre heatmap with four distances (CenterNet, Zhou et al. 2019; distances as in FCOS, Tian et al. 2019).
 
@@ -104,11 +105,11 @@ def prior_box(
     is_foreground: BoolArray,
     box_xyxy: FloatArray | None,
 ) -> FloatArray | None:
-    """What is known of the object that a prompt names: a box `[4]`, or None.
+    """The box `[4]` that the object of a prompt probably fills, or None when nothing is known of it.
 
-    An annotator's box stands as it is, unless a background point is in it. Else it is the likeliest proposal that holds
-    all the foreground points and no background point: for one click rather the one in whose middle it is, for a box one
-    that overlaps it. The box stands where there is none.
+    The prompt's own box, unless a background point is in it. Else the likeliest proposal that holds all foreground
+    points and no background point: after a single click those count more in whose middle it is, and with a box those
+    that overlap it. The prompt's own box where there is no such proposal.
     """
     if box_xyxy is not None and not _inside(points_xy[~is_foreground], box_xyxy[None]).any():
         return box_xyxy
@@ -117,7 +118,7 @@ def prior_box(
     if box_xyxy is not None:
         overlap = iou_matrix(boxes_xyxy, box_xyxy[None])[:, 0]
         likelihood = likelihood * np.where(overlap > LEAST_OVERLAP, overlap, 0.0)
-    elif len(points_xy) == 1:  # who clicks once clicks near the middle
+    elif len(points_xy) == 1:  # a single click is usually near the middle
         centres, sides = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2, boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
         offset = (points_xy - centres) / np.maximum(sides, 1e-6)
         likelihood = likelihood * np.exp(-(offset**2).sum(1) / CLICK_SPREAD)
@@ -132,7 +133,7 @@ def _inside(points_xy: FloatArray, boxes_xyxy: FloatArray) -> BoolArray:
 
 def averaged_with_proposal(box_xyxy: FloatArray, boxes_xyxy: FloatArray, scores: FloatArray) -> FloatArray:
     """The decoder's box `[4]` and the proposal `[N, 4]` that agrees with it best, averaged; the box itself where none
-    does. The two err independently: one follows a mask's edge, the other regresses the sides."""
+    does. Their errors are independent: one follows a mask's edge, the other regresses the sides."""
     overlap = iou_matrix(box_xyxy[None], boxes_xyxy)[0]
     weights = np.where(overlap > AGREEING_OVERLAP, overlap * np.sqrt(scores), 0)
     if not weights.any():

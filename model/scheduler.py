@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from model.stages import Observer
 from model.types import DeadlineExceeded, Lane, NotReady
 
 Request = TypeVar("Request")
@@ -24,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(kw_only=True, eq=False)
 class _Work:
-    """A request or a job on its way: what is to be done, until when, and who waits for it."""
+    """A request or a job in a queue: what is to be done, until when, and the future of its answer."""
 
     what: Any
     deadline: float | None
@@ -42,7 +43,7 @@ class Scheduler(Generic[Request, Answer]):
     """Runs work on its own thread, in which `start_up` is called first.
 
     answer: given all waiting requests, returns one answer or exception for each.
-    observe: called with "queue_wait_interactive" or "queue_wait_bulk" and seconds, when a piece of work begins.
+    observer: is given the time that each piece of work waited.
     """
 
     def __init__(
@@ -50,11 +51,11 @@ class Scheduler(Generic[Request, Answer]):
         *,
         start_up: Callable[[], None],
         answer: Callable[[Sequence[Request]], Sequence[Answer | Exception]],
-        observe: Callable[[str, float], None],
+        observer: Observer,
     ) -> None:
         self._start_up = start_up
         self._answer = answer
-        self._observe = observe
+        self._observer = observer
         self._changed = threading.Condition()
         self._requests: deque[_Work] = deque()
         self._jobs: dict[Lane, deque[_Work]] = {"interactive": deque(), "bulk": deque()}
@@ -114,7 +115,7 @@ class Scheduler(Generic[Request, Answer]):
 
     def _answer_together(self, requests: list[_Work]) -> None:
         for work in requests:
-            self._observe("queue_wait_interactive", time.monotonic() - work.since)
+            self._observer.waited("interactive", time.monotonic() - work.since)
             if work.is_late():
                 work.give_up()
         waiting = [work for work in requests if not work.future.done()]
@@ -131,7 +132,7 @@ class Scheduler(Generic[Request, Answer]):
         work = self._jobs[lane][0]
         if not work.future.running():
             work.future.set_running_or_notify_cancel()
-            self._observe(f"queue_wait_{lane}", time.monotonic() - work.since)
+            self._observer.waited(lane, time.monotonic() - work.since)
         try:
             if work.is_late():
                 work.what.close()

@@ -1,4 +1,4 @@
-"""How long the stages of the work on the device take.
+"""How long the engine's work waits and takes: the interface of whoever wants to know, and a clock for it.
 
 Knows clocks and the stages' names. On a GPU a stage ends when its work is queued, unless its answer is fetched.
 """
@@ -6,28 +6,43 @@ Knows clocks and the stages' names. On a GPU a stage ends when its work is queue
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, Protocol
+
+from model.types import Lane
 
 #: tile: cut out, resize and normalise. encode: the network on the tiles. propose: its head's answer as boxes.
 #: decode: the decoder on prompts, and their boxes read from its masks. merge: one box for each facing from all tiles.
 Stage = Literal["tile", "encode", "propose", "decode", "merge"]
-Timed = Callable[[Stage], AbstractContextManager[None]]
 
 
-def untimed(_: Stage) -> AbstractContextManager[None]:
-    """For who does not want to know."""
-    return nullcontext()
+class Observer(Protocol):
+    """Is given the seconds that work takes. Called on the device thread, so that it must return at once."""
+
+    def waited(self, lane: Lane, seconds: float) -> None:
+        """A request or job of `lane` begins, after so many seconds in its queue."""
+        ...
+
+    def stage(self, stage: Stage, seconds: float) -> None:
+        """A stage has ended; one that failed is left out."""
+        ...
 
 
-def timed_for(observe: Callable[[str, float], None]) -> Timed:
-    """Calls `observe` with each stage's name and its seconds, unless it failed."""
+class _Unobserved:
+    def waited(self, lane: Lane, seconds: float) -> None:
+        """Nobody wants to know."""
 
-    @contextmanager
-    def timed(stage: Stage) -> Iterator[None]:
-        began = time.monotonic()
-        yield
-        observe(stage, time.monotonic() - began)
+    def stage(self, stage: Stage, seconds: float) -> None:
+        """Nobody wants to know."""
 
-    return timed
+
+UNOBSERVED: Observer = _Unobserved()
+
+
+@contextmanager
+def timed(observer: Observer, stage: Stage) -> Iterator[None]:
+    """Gives `observer` the seconds of what is done inside, unless it fails."""
+    began = time.monotonic()
+    yield
+    observer.stage(stage, time.monotonic() - began)

@@ -3,9 +3,9 @@
 No engine was ever built or run where this was written: there was neither a GPU nor TensorRT's libraries. It is written
 against the API of TensorRT 10 and 11, and its names and signatures were read in NVIDIA's Python bindings, 11.4.
 
-The network is strongly typed, as TensorRT 11 has it always: the ONNX graph says which products are float16 and that all
-else, layer norms and softmax among it, is float32 (model.export), and the builder changes nothing about it. An engine
-fits the GPU and the TensorRT that built it; what they were stands in a file beside it.
+The network is strongly typed, as always in TensorRT 11: the ONNX graph fixes which matrix multiplications are float16,
+and that all else, such as layer norms and softmax, is float32 (model.export); the builder keeps to it. An engine fits
+only the GPU and the TensorRT that built it; both are named in a file next to it.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def is_installed() -> bool:
 
 
 def card_path(engine: Path) -> Path:
-    """Where an engine's card lies."""
+    """The path of an engine's ExportCard."""
     return engine.with_name(f"{engine.name}.json")
 
 
 def build_engine(onnx: Path, engine: Path, card: ExportCard, *, most_tiles: int) -> None:
-    """Builds `engine`, with its card beside it, for torch's current GPU; takes minutes.
+    """Builds `engine`, and writes its card next to it, for torch's current GPU; takes minutes.
 
     most_tiles: the largest batch that it will take. Raises ExportError when TensorRT does not build it.
     """
@@ -47,7 +47,7 @@ def build_engine(onnx: Path, engine: Path, card: ExportCard, *, most_tiles: int)
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx)):
         reasons = "; ".join(str(parser.get_error(number)) for number in range(parser.num_errors))
-        raise ExportError(f"{str(onnx)!r}: TensorRT does not take it: {' '.join(reasons.split())}")
+        raise ExportError(f"{str(onnx)!r}: TensorRT cannot parse it: {' '.join(reasons.split())}")
     image = (3, int(card.input_size), int(card.input_size))
     profile = builder.create_optimization_profile()
     profile.set_shape(ENCODER_INPUT, min=(1, *image), opt=(max(1, most_tiles // 2), *image), max=(most_tiles, *image))
@@ -55,7 +55,7 @@ def build_engine(onnx: Path, engine: Path, card: ExportCard, *, most_tiles: int)
     config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise ExportError(f"{str(engine)!r}: TensorRT built no engine; its messages stand above")
+        raise ExportError(f"{str(engine)!r}: TensorRT built no engine; see its messages above")
     built_with = card.strings() | {"tensorrt": trt.__version__, "gpu": torch.cuda.get_device_name()}
     try:
         engine.write_bytes(plan)
@@ -78,11 +78,11 @@ class TensorRTEncoder:
                 f"encoder {str(path)!r}: TensorRT is not installed: pip install tensorrt=={card.get('tensorrt')}"
             ) from None
         here = {"tensorrt": trt.__version__, "gpu": torch.cuda.get_device_name(device)}
-        for what, value in here.items():
-            if card.get(what) != value:
+        for name, value in here.items():
+            if card.get(name) != value:
                 raise CheckpointError(
-                    f"encoder {str(path)!r}: it was built with {what} {card.get(what)!r}, here is {value!r}; build it"
-                    " again with facings export"
+                    f"encoder {str(path)!r}: expected one built for {name} {value!r}, got one for {card.get(name)!r};"
+                    " build it again with facings export"
                 )
         self._device = device
         with torch.cuda.device(device):
@@ -90,9 +90,9 @@ class TensorRTEncoder:
             self._runtime = trt.Runtime(self._logger)
             self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
             if self._engine is None:
-                raise CheckpointError(f"encoder {str(path)!r}: TensorRT does not load it; its messages stand above")
+                raise CheckpointError(f"encoder {str(path)!r}: TensorRT cannot load it; see its messages above")
             self._context = self._engine.create_execution_context()
-            # On the default stream TensorRT synchronises more than it has to.
+            # On the default stream TensorRT synchronises more than is needed.
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         names = [self._engine.get_tensor_name(number) for number in range(self._engine.num_io_tensors)]
         self._outputs = [name for name in names if name != ENCODER_INPUT]
@@ -117,7 +117,7 @@ class TensorRTEncoder:
         done = self._context.execute_async_v3(self._stream.cuda_stream)
         current.wait_stream(self._stream)
         if not done:
-            raise RuntimeError("TensorRT did not run the encoder; its messages stand above")
+            raise RuntimeError("TensorRT did not run the encoder; see its messages above")
         return outputs
 
 
@@ -126,6 +126,6 @@ def _read_card(path: Path) -> dict[str, Any]:
         card = json.loads(card_path(path).read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"encoder {str(path)!r}: expected its description in {card_path(path).name!r} beside it: {error}"
+            f"encoder {str(path)!r}: expected its description in {card_path(path).name!r}, in the same folder: {error}"
         ) from error
     return card if isinstance(card, dict) else {}

@@ -21,7 +21,7 @@ def convolution(in_channels: int, out_channels: int, *, stride: int = 1) -> nn.S
 
 
 class ResidualBlock(nn.Module):
-    """Two 3×3 convolutions beside an identity."""
+    """Two 3×3 convolutions, and a connection around them."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class ConvTrunk(nn.Module):
     """RGB `[B, 3, S, S]` to four maps at strides 4, 8, 16 and 32, finest first.
 
     The maps are divided by four: SAM 2's neck does not normalise, and features much larger than its decoder's first
-    weights drown the prompts, so that the decoder never learns to listen to them.
+    weights drown the prompts, so that the decoder never learns to use them.
 
     channels: width of each stage, finest first.
     depths: residual blocks of each stage.

@@ -26,9 +26,9 @@ class EngineError(Exception):
     """Base of the errors that the engine raises.
 
     EngineError
-    ├── CheckpointError    the weights cannot be had, read or fitted to their network
+    ├── CheckpointError    the weights are unavailable, unreadable or do not fit their network
     ├── DeviceError        there is no such device
-    ├── DeviceMemoryError  the device's memory does not hold the least piece of work
+    ├── DeviceMemoryError  out of device memory even for a batch of one
     ├── ExportError        an export cannot be made or written
     ├── NotReady           the engine is still loading, or has failed to load
     └── DeadlineExceeded   the caller's deadline passed before the answer was there
@@ -36,7 +36,7 @@ class EngineError(Exception):
 
 
 class CheckpointError(EngineError):
-    """The weights cannot be had, read or fitted to their network."""
+    """The weights are unavailable, unreadable or do not fit their network."""
 
 
 class DeviceError(EngineError):
@@ -44,7 +44,7 @@ class DeviceError(EngineError):
 
 
 class DeviceMemoryError(EngineError):
-    """The device's memory does not hold the least piece of work."""
+    """Out of device memory even for a batch of one."""
 
 
 class ExportError(EngineError):
@@ -93,7 +93,7 @@ class Photo:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prompt:
-    """What an annotator pointed at: points, at most one box, or both; all in photo pixels.
+    """What names one object: points, at most one box, or both; all in photo pixels.
 
     points_xy: float32 `[N, 2]`.
     is_foreground: bool `[N]`; False marks a point that the object must not contain.
@@ -258,7 +258,8 @@ class Engine(Protocol):
     ) -> Detections:
         """One box for each prompt, in order; with `want_masks` its mask too.
 
-        A prompt whose object was not found gets its own box back, or an empty box at its point, with score 0.
+        A prompt whose object was not found gets its own box back, or an empty box at its point, with score 0. What the
+        engine remembers of the photo may make the answer better, so that it need not be the same each time.
         """
         ...
 

@@ -1,61 +1,128 @@
-"""`facings preannotate` and `facings tighten`: boxes for many photos.
+"""`facings preannotate` and `facings project …`: boxes for many photos.
 
-Knows the options of these subcommands; the work is done by backend.bulk.
+Knows the options of these subcommands; the work is done by backend.bulk, what it did is printed by scripts.preannotate.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from backend.errors import OptionError
+from scripts.console import progress
+from scripts.demo.processes import signals_as_interrupt
 from scripts.options import (
-    ApiKeyOption,
     CheckpointOption,
     DeviceOption,
-    IdsOption,
-    LimitOption,
-    PatienceOption,
-    ProjectOption,
+    FormatOption,
+    ProjectOptions,
     ReportOption,
     ThresholdOption,
-    UrlOption,
-    ViewOption,
-    engine_options,
-    open_engine,
+    open_bulk_service,
     open_project,
-    refuse,
-    selection,
-    settings_of_project,
+    read_settings,
+    with_project_options,
+)
+
+Choice = TypeVar("Choice", bound=StrEnum)
+
+ProjectArgument = Annotated[
+    int, typer.Argument(metavar="ID", help="ID of the project: the number in its address.", show_default=False)
+]
+UnlabeledOption = Annotated[bool, typer.Option("--only-unlabeled", help="Only tasks without annotations.")]
+
+project_app = typer.Typer(
+    help="Box the tasks of a Label Studio project, tighten its rectangles, or export boxes to a file.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
 )
 
 
 def preannotate(
     photos: Annotated[
-        Path | None, typer.Option(help="Folder of photos, instead of a project.", show_default=False)
-    ] = None,
-    project: ProjectOption = None,
+        list[Path], typer.Argument(metavar="PHOTOS...", help="Photos, and folders of photos.", show_default=False)
+    ],
     out: Annotated[
-        Path | None,
-        typer.Option(help="File to write, for yolo a folder; a project then stays as it is.", show_default=False),
+        Path | None, typer.Option(help="File to write, for yolo a folder; required.", show_default=False)
     ] = None,
-    kind: Annotated[
-        str, typer.Option("--format", help="Of --out: coco (detections), label-studio (import JSON) or yolo.")
-    ] = "coco",
-    url: UrlOption = None,
-    api_key: ApiKeyOption = None,
-    view: ViewOption = None,
-    ids: IdsOption = None,
-    limit: LimitOption = None,
-    only_unlabeled: Annotated[bool, typer.Option("--only-unlabeled", help="Only tasks without annotations.")] = False,
+    kind: FormatOption = "coco",
+    draw: Annotated[
+        Path | None, typer.Option(help="Folder for copies of the photos with their boxes drawn.", show_default=False)
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="For label-studio: what stands before each photo's name in its task, such as s3://bucket/; "
+            "by default that of Label Studio's local files.",
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first photos.", show_default=False)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be done.")] = False,
+    report: ReportOption = None,
+    score_threshold: ThresholdOption = None,
+    checkpoint: CheckpointOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Box every facing on photos, without a Label Studio.
+
+    The boxes go into one file: a COCO data set, tasks with predictions for Label Studio's import, or a folder of YOLO
+    labels. The exit status is 0 when all photos have their boxes, 3 when some failed, which are listed then, and 130
+    after Ctrl-C; the file then holds the boxes of the photos that were done.
+
+    \b
+    Examples:
+      facings preannotate shelf.jpg --out boxes.json
+      facings preannotate shelves --out boxes.json --draw drawn
+      facings preannotate shelves --out tasks.json --format label-studio --address s3://bucket/
+      facings preannotate store1 store2 --out dataset --format yolo --limit 100
+      facings preannotate shelves --out boxes.json --dry-run
+    """
+    from backend.bulk.formats import Format, open_writer
+    from backend.bulk.outputs import check_outputs
+    from backend.photos.files import find_photos
+    from scripts import preannotate as printing
+
+    if out is None:
+        raise OptionError("--out: expected a file for the boxes, got none")
+    chosen = _choice(Format, "--format", kind)
+    settings = read_settings(checkpoint=checkpoint, device=device, score_threshold=score_threshold)
+    check_outputs(out=out, out_is_folder=chosen.is_folder, report=report, draw=draw, photos=photos)
+    found = find_photos(photos)
+    found = replace(found, photos=found.photos[:limit])
+    if dry_run:
+        printing.print_dry_run_of_files(found, out)
+        return
+    from backend.bulk import jobs
+
+    config, prefix = jobs.default_label_config(), jobs.LOCAL_FILES if address is None else address
+    with (
+        signals_as_interrupt(),
+        open_bulk_service(settings) as service,
+        open_writer(out, chosen, config=config, model_version=service.engine.version) as writer,
+        progress("preannotate") as show,
+    ):
+        done = jobs.preannotate_files(service, found, writer, config=config, address=prefix, draw=draw, show=show)
+    raise typer.Exit(printing.finish(done, printing.Place(name=str(out), kind=chosen, things="photos"), report))
+
+
+@project_app.command("preannotate")
+@with_project_options
+def preannotate_project(
+    project: ProjectArgument,
+    *,
+    options: ProjectOptions,
+    only_unlabeled: UnlabeledOption = False,
     again: Annotated[
         bool, typer.Option("--again", help="Also tasks with a prediction of this model version; it is replaced.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
-    patience: PatienceOption = 300.0,
-    report: ReportOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be done.")] = False,
+    score_threshold: ThresholdOption = None,
     ray: Annotated[
         str | None,
         typer.Option(help="Address of a Ray cluster that does the work, or local.", show_default=False),
@@ -66,131 +133,163 @@ def preannotate(
     gpus: Annotated[
         float | None, typer.Option(min=0, help="With --ray: GPUs of each engine; by default one where there are any.")
     ] = None,
-    draw: Annotated[
-        Path | None,
-        typer.Option(help="Folder for copies of a folder's photos with their boxes drawn.", show_default=False),
-    ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            help="With --photos and label-studio: what stands before each file name; by default that of local files.",
-            show_default=False,
-        ),
-    ] = None,
-    score_threshold: ThresholdOption = None,
-    checkpoint: CheckpointOption = None,
-    device: DeviceOption = None,
 ) -> None:
-    """Box every facing in a Label Studio project, or in a folder of photos.
+    """Box every facing on the photos of a Label Studio project: its tasks get predictions.
 
-    A project's tasks get predictions. Stop it, kill it, run it again: it goes on where it was, and each task ends with
-    exactly one prediction of this model version. The exit status is 0 when all is done, 3 when photos are broken, which
-    are listed then, 4 when Label Studio was away for too long, and 130 after Ctrl-C; after the last two, run it again.
+    Stop it, kill it, run it again: it continues where it was, and each task ends with exactly one prediction of this
+    model version. The exit status is 0 when all is done, 3 when photos failed, which are listed then, 4 when Label
+    Studio was away for too long, and 130 after Ctrl-C; after the last two, run it again.
 
     \b
     Examples:
-      facings preannotate --project 3 --url https://labels.example.com --api-key ...
-      facings preannotate --project 3 --only-unlabeled --report report.json
-      facings preannotate --project 3 --ids 5,7 --again --score-threshold 0.5
-      facings preannotate --project 3 --out tasks.json --format label-studio
-      facings preannotate --project 3 --ray local --actors 2
-      facings preannotate --photos shelves --out boxes.json --draw drawn
+      facings project preannotate 3 --url https://labels.example.com --api-key ...
+      facings project preannotate 3 --only-unlabeled --report report.json
+      facings project preannotate 3 --ids 5,7 --again --score-threshold 0.5
+      facings project preannotate 3 --shard $SLURM_ARRAY_TASK_ID/8
+      facings project preannotate 3 --ray local --actors 2
     """
-    from backend.bulk import jobs as command
-    from backend.bulk.formats import Format, open_writer, require_place
+    from backend.bulk.choice import Wanted
+    from backend.bulk.jobs import dry_run as count_tasks
+    from backend.bulk.jobs import preannotate_project as run
+    from backend.bulk.outputs import check_outputs
+    from scripts import preannotate as printing
 
-    if (photos is None) == (project is None):
-        raise OptionError("expected either --photos or --project")
-    if kind not in {*Format}:
-        raise OptionError(f"--format: expected {', '.join(Format)}, got {kind!r}")
-    if report is not None:
-        require_place(report, "--report")
-    if photos is not None:
-        if out is None:
-            raise OptionError("--photos: expected a file for the boxes in --out")
-        given = {"url": url, "view": view, "ids": ids, "limit": limit, "again": again, "dry-run": dry_run}
-        refuse("--photos", {**given, "only-unlabeled": only_unlabeled, "ray": ray})
-        paths = command.photos_to_do(photos, out)
-        config = command.default_label_config()
-        with (
-            open_engine(engine_options(checkpoint, device, score_threshold)) as engine,
-            open_writer(out, Format(kind), config=config, model_version=engine.version) as writer,
-        ):
-            done = command.preannotate_folder(
-                engine, paths, writer, photos_dir=photos, config=config, address=address, draw=draw
-            )
-        raise typer.Exit(command.tell(done, out, report))
-    refuse("--project", {"draw": draw, "address": address})
-    settings = settings_of_project(url, api_key, checkpoint=checkpoint, device=device, score_threshold=score_threshold)
-    wanted = command.Wanted(
-        selection=selection(ids, view), again=again or out is not None, only_unlabeled=only_unlabeled, limit=limit
+    if ray is None and (actors is not None or gpus is not None):
+        raise OptionError("--actors and --gpus: expected --ray, too")
+    settings = options.settings(score_threshold=score_threshold)
+    wanted = Wanted(
+        selection=options.selection(),
+        shard=options.parsed_shard(),
+        again=again,
+        only_unlabeled=only_unlabeled,
+        limit=options.limit,
     )
-    if ray is None:
-        refuse("a single machine, give --ray", {"actors": actors, "gpus": gpus})
-    else:
-        from backend.bulk.on_ray import Cluster, preannotate_on_ray
-
-        refuse("--ray", {"out": out, "dry-run": dry_run})
-        cluster = Cluster(address=ray, actors=actors, gpus=gpus)
-        with open_project(settings, project, patience) as source:
-            done = preannotate_on_ray(
-                cluster, source, wanted, settings, patience_s=patience, score_threshold=score_threshold
-            )
-        raise typer.Exit(command.tell(done, project, report))
-    if out is not None:
-        require_place(out, "--out")
-    with open_project(settings, project, patience) as source, open_engine(settings.engine_options()) as engine:
+    check_outputs(report=options.report)
+    with signals_as_interrupt(), open_project(settings, project, options.retry_budget) as source:
         if dry_run:
-            print(command.dry_run(source, engine.version, wanted))
+            from model import version_of
+
+            version = version_of(settings.engine_options())
+            with progress("dry run") as show:
+                tally = count_tasks(source, version, wanted, show=show)
+            printing.print_dry_run_of_project(source, version, wanted, tally)
             return
-        if out is None:
-            done = command.preannotate_project(engine, source, wanted, settings, score_threshold=score_threshold)
+        if ray is not None:
+            from backend.bulk import on_ray
+
+            cluster = on_ray.Cluster(address=ray, actors=actors, gpus=gpus)
+            assignment = on_ray.Assignment(
+                project_id=project,
+                settings=settings,
+                wanted=wanted,
+                score_threshold=score_threshold,
+                retry_budget_s=options.retry_budget,
+            )
+            with progress("preannotate") as show:
+                done = on_ray.preannotate_on_ray(cluster, source, assignment, show=show)
         else:
-            with open_writer(out, Format(kind), config=source.label_config, model_version=engine.version) as writer:
-                done = command.export_project(engine, source, wanted, writer, settings, score_threshold=score_threshold)
-    raise typer.Exit(command.tell(done, project if out is None else out, report))
+            with open_bulk_service(settings) as service, progress("preannotate") as show:
+                done = run(service, source, wanted, score_threshold=score_threshold, show=show)
+    raise typer.Exit(printing.finish(done, printing.Place(name=f"project {project}"), options.report))
 
 
-def tighten(
-    project: Annotated[int, typer.Option(help="Number of a Label Studio project.", show_default=False)],
+@project_app.command("tighten")
+@with_project_options
+def tighten_project(
+    project: ProjectArgument,
+    *,
+    options: ProjectOptions,
     source: Annotated[
         str, typer.Option("--from", help="Whose rectangles: predictions or annotations, the newest of each task.")
     ] = "predictions",
-    url: UrlOption = None,
-    api_key: ApiKeyOption = None,
-    view: ViewOption = None,
-    ids: IdsOption = None,
-    limit: LimitOption = None,
     again: Annotated[
         bool, typer.Option("--again", help="Also tasks whose rectangles were redrawn by this model version.")
     ] = False,
-    patience: PatienceOption = 300.0,
-    report: ReportOption = None,
-    checkpoint: CheckpointOption = None,
-    device: DeviceOption = None,
 ) -> None:
     """Redraw a Label Studio project's rectangles tight around their objects.
 
     Each rectangle is a prompt; the answers become a new prediction with a model version of its own. Annotations and
-    other predictions stay as they are. Prints how far boxes moved. Exit statuses are those of preannotate, and killed,
-    it goes on like it.
+    other predictions stay as they are. Prints how far boxes moved. Exit statuses are those of project preannotate, and
+    after a kill it goes on in the same way.
 
     \b
     Examples:
-      facings tighten --project 3
-      facings tighten --project 3 --from annotations --view 12 --report report.json
+      facings project tighten 3
+      facings project tighten 3 --from annotations --view 12 --report report.json
     """
-    from backend.bulk import tighten as command
-    from backend.bulk.formats import require_place
-    from backend.bulk.jobs import Wanted, tell
+    from backend.bulk.choice import Wanted
+    from backend.bulk.outputs import check_outputs
+    from backend.bulk.tighten import Source, tighten
+    from scripts import preannotate as printing
 
-    if source not in {*command.Source}:
-        raise OptionError(f"--from: expected {' or '.join(command.Source)}, got {source!r}")
-    if report is not None:
-        require_place(report, "--report")
-    settings = settings_of_project(url, api_key, checkpoint=checkpoint, device=device)
-    wanted = Wanted(selection=selection(ids, view), again=again, limit=limit)
-    with open_project(settings, project, patience) as opened, open_engine(settings.engine_options()) as engine:
-        done, moved = command.tighten(engine, opened, wanted, settings, source=command.Source(source))
-    command.print_moved(moved)
-    raise typer.Exit(tell(done, project, report))
+    chosen = _choice(Source, "--from", source)
+    settings = options.settings()
+    wanted = Wanted(selection=options.selection(), shard=options.parsed_shard(), again=again, limit=options.limit)
+    check_outputs(report=options.report)
+    with (
+        signals_as_interrupt(),
+        open_project(settings, project, options.retry_budget) as opened,
+        open_bulk_service(settings) as service,
+        progress("tighten") as show,
+    ):
+        done, moved = tighten(service, opened, wanted, source=chosen, show=show)
+    raise typer.Exit(printing.finish(done, printing.Place(name=f"project {project}"), options.report, moved=moved))
+
+
+@project_app.command("export")
+@with_project_options
+def export_project(
+    project: ProjectArgument,
+    *,
+    options: ProjectOptions,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write, for yolo a folder; required.", show_default=False)
+    ] = None,
+    kind: FormatOption = "coco",
+    only_unlabeled: UnlabeledOption = False,
+    score_threshold: ThresholdOption = None,
+) -> None:
+    """Write the boxes of a Label Studio project's photos into a file. The project stays as it is.
+
+    Every photo is boxed anew, whatever predictions its task holds. Exit statuses are those of project preannotate. A
+    run that stops early leaves a file with what is done, and the next one begins again.
+
+    \b
+    Examples:
+      facings project export 3 --out boxes.json
+      facings project export 3 --out tasks.json --format label-studio --only-unlabeled
+      facings project export 3 --out dataset --format yolo --view 12
+    """
+    from backend.bulk.choice import Wanted
+    from backend.bulk.formats import Format, open_writer
+    from backend.bulk.jobs import export_project as run
+    from backend.bulk.outputs import check_outputs
+    from scripts import preannotate as printing
+
+    if out is None:
+        raise OptionError("--out: expected a file for the boxes, got none")
+    chosen = _choice(Format, "--format", kind)
+    settings = options.settings(score_threshold=score_threshold)
+    wanted = Wanted(
+        selection=options.selection(),
+        shard=options.parsed_shard(),
+        only_unlabeled=only_unlabeled,
+        limit=options.limit,
+    )
+    check_outputs(out=out, out_is_folder=chosen.is_folder, report=options.report)
+    with (
+        signals_as_interrupt(),
+        open_project(settings, project, options.retry_budget) as source,
+        open_bulk_service(settings) as service,
+        open_writer(out, chosen, config=source.label_config, model_version=service.engine.version) as writer,
+        progress("export") as show,
+    ):
+        done = run(service, source, wanted, writer, score_threshold=score_threshold, show=show)
+    raise typer.Exit(printing.finish(done, printing.Place(name=str(out), kind=chosen), options.report))
+
+
+def _choice(kinds: type[Choice], option: str, value: str) -> Choice:
+    """One of a few words. Raises OptionError, which unlike Typer's own error is one line."""
+    if value not in {*kinds}:
+        raise OptionError(f"{option}: expected {', '.join(kinds)}, got {value!r}")
+    return kinds(value)

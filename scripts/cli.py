@@ -1,7 +1,7 @@
 """The command `facings`: parses, calls, prints.
 
-Knows the options of each subcommand and how an expected failure is told: one line on standard error and a non-zero exit
-status. Everything heavy is imported by the subcommand that needs it, so that `--help` answers at once.
+Knows the subcommands, and how an expected failure is reported: one line on standard error and a non-zero exit status.
+Everything heavy is imported by the subcommand that needs it, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Annotated
 
 import typer
 
-from backend.errors import CommandError
-from scripts.bulk_commands import preannotate, tighten
+from backend.errors import CommandError, FacingsError, Interrupted
+from scripts.bulk_commands import preannotate, project_app
 from scripts.model_commands import benchmark, evaluate, export, train
 from scripts.options import CheckpointOption, DeviceOption, read_settings
 
@@ -77,17 +77,17 @@ def demo(
     command.demo(photos, port, label_studio_port, **({} if data is None else {"data": data}))
 
 
-for command in (preannotate, tighten, evaluate, train, export, benchmark):
+for command in (preannotate, evaluate, train, export, benchmark):
     app.command()(command)
+app.add_typer(project_app, name="project")
 
 
 def _is_expected(error: Exception) -> bool:
-    """True for failures whose message says all there is to know."""
-    if isinstance(error, CommandError) or (isinstance(error, OSError) and error.filename is not None):
+    """True for failures whose message is all that a user needs."""
+    if isinstance(error, CommandError | FacingsError) or (isinstance(error, OSError) and error.filename is not None):
         return True
-    trees = (("model.types", "EngineError"), ("backend.errors", "FacingsError"))
-    # What raised an error of a tree has imported it; importing it here would only cost time.
-    return any(isinstance(error, getattr(sys.modules.get(module), tree, ())) for module, tree in trees)
+    types = sys.modules.get("model.types")  # whatever raised an EngineError has imported it; importing torch is slow
+    return types is not None and isinstance(error, types.EngineError)
 
 
 def main() -> None:
@@ -95,7 +95,7 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(Interrupted.exit_status)
     except Exception as error:
         if not _is_expected(error):
             raise

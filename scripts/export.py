@@ -27,8 +27,9 @@ from model.export import (
     write_decoder,
     write_encoder,
 )
-from model.network import PIXEL_DEVIATION, PIXEL_MEAN, FacingsModule, load_module
+from model.network import PIXEL_DEVIATION, PIXEL_MEAN
 from model.renderer.shelves import render_shelf
+from model.sam2_module import FacingsModule, load_module
 
 COMPARED_PROMPTS = (1, 5)
 
@@ -101,7 +102,7 @@ def _compared(module: FacingsModule, encoder: Path, decoder: Path) -> tuple[list
 
 def print_report(exported: Exported) -> None:
     """Files, differences, and the same as JSON in the last line."""
-    print(f"{exported.checkpoint}, the encoder's products in {exported.precision}")
+    print(f"{exported.checkpoint}, the encoder's matrix multiplications in {exported.precision}")
     for path in exported.files:
         print(f"  {path}  {path.stat().st_size / 1e6:.1f} MB")
     for part, differences in (("encoder", exported.encoder), ("decoder", exported.decoder)):

@@ -1,117 +1,217 @@
-"""Photos with known boxes: read from a COCO file or from a Label Studio export.
+"""Truth files: photos with known boxes, read from a COCO file or from a Label Studio export (JSON).
 
-Knows both formats and where the photos lie; neither the engine nor training.
+Knows COCO, and puts together what `label_studio_export` and `photo_lookup` know. Knows neither the engine nor training.
+
+Labels and categories do not matter: a facing is a facing. A file that is not what its format says is refused as a
+whole, with the place that is wrong. What a single photo lacks costs that photo: it is left out, with a line.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Sequence
+import os
+import reprlib
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from backend.errors import CommandError
-from backend.photos.files import SUFFIXES
+from backend.photos.files import display_name, read_ahead, read_photo
+from backend.settings import Settings
+from model.quality import Truth
+from scripts.console import track
+from scripts.label_studio_export import read_export
+from scripts.photo_lookup import LabelledName, find_files
 
-FloatArray = npt.NDArray[np.float64]
+if TYPE_CHECKING:
+    from model import Photo
 
-_UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")  # Label Studio puts it before the names of uploaded files
+MAX_SIDE_PX = 1_000_000
+MAX_COORDINATE_PX = 1e9
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Truth:
-    """The known boxes of one photo.
+class KnownPhoto:
+    """A photo's file and its known boxes. number: its id in the truth file, or its place there; never negative."""
 
-    boxes_xyxy: `[T, 4]`. crowds_xyxy: `[C, 4]`, areas (COCO's iscrowd) where detections count neither for nor against.
+    number: int
+    path: Path
+    truth: Truth
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownPhotos:
+    """The photos of a truth file, at least one, in its order.
+
+    left_out: a line for each photo of the file that is not among them. remarks: a line for anything else that was not
+    taken as it is in the file.
     """
 
-    image_id: int
-    file_name: str
-    size_wh: tuple[int, int]
-    boxes_xyxy: FloatArray
-    crowds_xyxy: FloatArray
+    photos: tuple[KnownPhoto, ...]
+    left_out: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
-def read_truth(labels_file: Path, photos_dir: Path, *, limit: int | None = None) -> list[Truth]:
-    """The first `limit` photos of a COCO file or a Label Studio JSON export (all when None), with all their boxes.
+def read_truth(
+    truth_file: Path, photos_dir: Path, *, limit: int | None = None, controls: Sequence[str] = ()
+) -> KnownPhotos:
+    """The first `limit` photos of a COCO file or a Label Studio export (all when None), with all their boxes.
 
-    Labels and categories do not matter: a facing is a facing. Of an export, only tasks with rectangles count, and of a
-    task its latest annotation that was not cancelled.
-    Raises CommandError when it is no such file, or a photo is not in its folder.
+    controls: names of the Label Studio controls whose rectangles are facings; without any, `label_studio_export`
+    decides. Which file a photo is: see `photo_lookup`.
+    Raises CommandError when the file is no such file, or none of its photos is in the folder.
     """
+    name = display_name(truth_file)
     try:
-        content = json.loads(labels_file.read_text())
-        truths = _of_coco(content) if isinstance(content, dict) else _of_export(content, photos_dir)
+        content = json.loads(truth_file.read_bytes())
     except OSError as error:
-        raise CommandError(f"{str(labels_file)!r}: cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # JSONDecodeError is a ValueError
+        raise CommandError(f"{name!r}: cannot be read: {error.strerror}") from error
+    except ValueError as error:  # neither JSON nor text
+        raise CommandError(f"{name!r}: expected JSON: {error}") from error
+    except RecursionError:
         raise CommandError(
-            f"{str(labels_file)!r}: expected COCO with images and annotations, or a Label Studio export; got {error!r}"
-        ) from error
-    truths = truths[:limit]
-    missing = [truth.file_name for truth in truths if not (photos_dir / truth.file_name).is_file()]
-    if not truths or missing:
-        culprit = f"{missing[0]!r} and {len(missing) - 1} more are missing" if missing else "the file names none"
-        raise CommandError(f"{str(photos_dir)!r}: expected the photos of {str(labels_file)!r}, but {culprit}")
-    return truths
+            f"{name!r}: expected COCO or a Label Studio export, got JSON that is nested too deep"
+        ) from None
+    try:
+        if isinstance(content, dict):
+            if controls:
+                raise ValueError("--control is for Label Studio exports; this is an object, as COCO is")
+            names, remarks = _read_coco(content)
+        elif isinstance(content, list):
+            names, remarks = read_export(content, controls)
+        else:
+            raise ValueError(f"got {reprlib.repr(content)}")
+    except ValueError as error:
+        raise CommandError(f"{name!r}: expected COCO or a Label Studio export (JSON): {error}") from error
+    photos: list[KnownPhoto] = []
+    left_out: list[str] = []
+    for entry, path in zip(names, find_files(photos_dir, names), strict=True):
+        if isinstance(path, str):
+            left_out.append(path)
+        elif limit is None or len(photos) < limit:
+            photos.append(KnownPhoto(number=entry.number, path=path, truth=entry.truth))
+        else:
+            break
+    if not photos:
+        reason = f"found none of {len(names)}; the first: {left_out[0]}" if names else "but the file names none"
+        raise CommandError(f"{display_name(photos_dir)!r}: expected the photos of {name!r}, {reason}")
+    return KnownPhotos(photos=tuple(photos), left_out=tuple(left_out), remarks=tuple(remarks))
 
 
-def _of_coco(coco: Mapping[str, Any]) -> list[Truth]:
-    boxes: dict[int, list[list[float]]] = {image["id"]: [] for image in coco["images"]}
-    crowds: dict[int, list[list[float]]] = {image["id"]: [] for image in coco["images"]}
-    for annotation in coco["annotations"]:
-        (crowds if annotation.get("iscrowd") else boxes)[annotation["image_id"]].append(annotation["bbox"])
-    return [
-        Truth(
-            image_id=image["id"],
-            file_name=image["file_name"],
-            size_wh=(image["width"], image["height"]),
-            boxes_xyxy=_xyxy(boxes[image["id"]]),
-            crowds_xyxy=_xyxy(crowds[image["id"]]),
-        )
-        for image in coco["images"]
-    ]
+def read_photos(
+    known: Sequence[KnownPhoto], *, label: str, leave_out: Callable[[str], None]
+) -> Iterator[tuple[KnownPhoto, Photo]]:
+    """Each with its photo, and progress on standard error under this label.
 
-
-def _of_export(tasks: Sequence[Mapping[str, Any]], photos_dir: Path) -> list[Truth]:
-    from backend.label_studio.regions import boxes_from_regions
-
-    truths = []
-    for task in tasks:
-        valid = [annotation for annotation in task["annotations"] if not annotation.get("was_cancelled")]
-        latest = max(valid, key=lambda annotation: str(annotation.get("updated_at", "")), default={"result": []})
-        rectangles = [region for region in latest["result"] if region.get("type") in ("rectanglelabels", "rectangle")]
-        if not rectangles:
-            continue
-        size_wh = rectangles[0]["original_width"], rectangles[0]["original_height"]
-        truths.append(
-            Truth(
-                image_id=task["id"],
-                file_name=_file_name(task["data"], photos_dir),
-                size_wh=size_wh,
-                boxes_xyxy=np.asarray(boxes_from_regions(rectangles, size_wh), np.float64),
-                crowds_xyxy=np.zeros((0, 4)),
+    A photo that cannot be read, or has another size than its boxes were drawn on, is left out: `leave_out` gets a line.
+    """
+    read = partial(read_photo, max_pixels=Settings.from_env(os.environ).max_photo_pixels)
+    outcomes = read_ahead(known, lambda entry: read(entry.path))
+    for entry, photo in track(outcomes, total=len(known), label=label):
+        name = display_name(entry.path)
+        if isinstance(photo, Exception):
+            leave_out(f"{name!r}: {photo}")
+        elif photo.size_wh != entry.truth.size_wh:
+            leave_out(
+                f"{name!r}: expected {_size(entry.truth.size_wh)} as in the truth file, got {_size(photo.size_wh)}"
             )
+        else:
+            yield entry, photo
+
+
+def print_left_out(line: str) -> None:
+    """One line on standard error, for a photo that is left out."""
+    print(f"left out: {line}", file=sys.stderr, flush=True)
+
+
+def print_remarks(known: KnownPhotos) -> None:
+    """What was not taken from a truth file, on standard error."""
+    for line in known.remarks:
+        print(f"facings: {line}", file=sys.stderr)
+    for line in known.left_out:
+        print_left_out(line)
+
+
+def _size(size_wh: tuple[int, int]) -> str:
+    return f"{size_wh[0]} x {size_wh[1]} px"
+
+
+def _read_coco(coco: Mapping[str, Any]) -> tuple[list[LabelledName], list[str]]:
+    """The entries of a COCO file, and remarks. Raises ValueError, with the place that is wrong."""
+    images = _list(coco, "images")
+    boxes: dict[Any, list[list[float]]] = {}
+    for place, image in enumerate(images):
+        image_id = _image_id(image, "id", f"images[{place}]")
+        if image_id in boxes:
+            raise ValueError(f"images[{place}].id: expected each id once, got {image_id!r} again")
+        boxes[image_id] = []
+    crowds: defaultdict[Any, list[list[float]]] = defaultdict(list)
+    without_area: list[str] = []
+    for place, annotation in enumerate(_list(coco, "annotations")):
+        where = f"annotations[{place}]"
+        image_id = _image_id(annotation, "image_id", where)
+        if image_id not in boxes:
+            raise ValueError(f"{where}.image_id: expected the id of one of the images, got {image_id!r}")
+        x, y, width, height = _bbox(annotation, where)
+        if width <= 0 or height <= 0:
+            without_area.append(f"{where}.bbox {[x, y, width, height]!r}")
+            continue
+        group = crowds if annotation.get("iscrowd") else boxes
+        group[image_id].append([x, y, x + width, y + height])
+    entries = []
+    for place, image in enumerate(images):
+        image_id, where = image["id"], f"images[{place}]"
+        file_name = image.get("file_name")
+        if not isinstance(file_name, str) or not file_name:
+            raise ValueError(f"{where}.file_name: expected the photo's path, got {reprlib.repr(file_name)}")
+        truth = Truth(
+            size_wh=(_side(image, "width", where), _side(image, "height", where)),
+            boxes_xyxy=np.array(boxes[image_id], np.float64).reshape(-1, 4),
+            crowds_xyxy=np.array(crowds[image_id], np.float64).reshape(-1, 4),
         )
-    return truths
+        number = image_id if isinstance(image_id, int) and image_id >= 0 else place
+        entries.append(LabelledName(number=number, names=((file_name,),), truth=truth))
+    if not without_area:
+        return entries, []
+    return entries, [f"{len(without_area)} boxes without area do not count, such as {without_area[0]}"]
 
 
-def _file_name(data: Mapping[str, Any], photos_dir: Path) -> str:
-    """The photo's name in its folder, from the task's link to it: as it is, or without what an upload put before it."""
-    for url in data.values():
-        parts = urlsplit(url if isinstance(url, str) else "")
-        path = Path(parse_qs(parts.query).get("d", [unquote(parts.path)])[0])  # local files stand in ?d=
-        if path.suffix.lower() in SUFFIXES:
-            return path.name if (photos_dir / path.name).is_file() else _UPLOAD_PREFIX.sub("", path.name)
-    raise ValueError(f"task data {data!r}: expected a link to a photo")
+def _list(coco: Mapping[str, Any], key: str) -> list[Any]:
+    value = coco.get(key)
+    if not isinstance(value, list):
+        raise ValueError(f"{key}: expected a list, got {reprlib.repr(value)}")
+    return value
 
 
-def _xyxy(boxes_xywh: Sequence[Sequence[float]]) -> FloatArray:
-    boxes = np.array(boxes_xywh, np.float64).reshape(-1, 4)
-    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+def _image_id(entry: Any, key: str, where: str) -> int | str:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where}: expected an object, got {reprlib.repr(entry)}")
+    value = entry.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(f"{where}.{key}: expected a whole number or a text, got {reprlib.repr(value)}")
+    return value
+
+
+def _bbox(annotation: Mapping[str, Any], where: str) -> list[float]:
+    bbox = annotation.get("bbox")
+    if not isinstance(bbox, list) or len(bbox) != 4:
+        raise ValueError(f"{where}.bbox: expected [x, y, width, height], got {reprlib.repr(bbox)}")
+    for number in bbox:
+        is_number = isinstance(number, int | float) and not isinstance(number, bool)
+        if not is_number or not abs(number) < MAX_COORDINATE_PX:  # NaN compares false
+            raise ValueError(f"{where}.bbox: expected numbers of pixels, got {reprlib.repr(number)}")
+    return [float(number) for number in bbox]
+
+
+def _side(image: Mapping[str, Any], key: str, where: str) -> int:
+    value = image.get(key)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 1 <= value <= MAX_SIDE_PX or value != int(value):  # type: ignore[operator, arg-type]
+        raise ValueError(f"{where}.{key}: expected a whole number of pixels, got {reprlib.repr(value)}")
+    return int(value)

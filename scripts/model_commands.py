@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,29 +20,36 @@ from scripts.options import (
     engine_options,
     open_engine,
     read_settings,
-    refuse,
     show_warnings,
 )
+
+if TYPE_CHECKING:
+    from scripts.labels import KnownPhotos
+
+
+TruthOption = Annotated[
+    Path, typer.Option(help="Their known boxes: a COCO file or a Label Studio export (JSON).", show_default=False)
+]
+ControlOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--control",
+        help="Name of a Label Studio control whose rectangles are facings; repeatable. By default, of several, those "
+        "that Facings wrote to.",
+        show_default=False,
+    ),
+]
 
 
 def evaluate(
     photos: PhotosOption,
-    coco: Annotated[
-        Path, typer.Option(help="Their known boxes: a COCO file or a Label Studio JSON export.", show_default=False)
-    ],
+    truth: TruthOption,
+    control: ControlOption = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first photos of the file.", show_default=False)
     ] = None,
     prompts: Annotated[bool, typer.Option("--prompts", help="Also measure clicks and rough boxes.")] = False,
     sweep: Annotated[bool, typer.Option("--sweep", help="Also count corrections at many score thresholds.")] = False,
-    pruning: Annotated[
-        bool,
-        typer.Option(
-            "--pruning",
-            help="Instead, measure what the grid's points in sure objects are worth, which PROPOSALS=grid leaves out; "
-            "a minute a photo on a CPU.",
-        ),
-    ] = False,
     score_threshold: ThresholdOption = None,
     checkpoint: CheckpointOption = None,
     device: DeviceOption = None,
@@ -50,54 +57,45 @@ def evaluate(
     """Measure a checkpoint on photos with known boxes.
 
     Prints AP, AP50, AP75 and AR300 (COCO, 300 detections), the corrections an annotator would make for each 100
-    facings, and the seconds for each photo; with --pruning points, boxes and recall of the grid. The last line is JSON.
+    facings, and the seconds for each photo. Photos that cannot be measured are named on standard error and counted.
+    The last line is JSON.
 
     \b
     Examples:
-      facings evaluate --photos shelves/images --coco shelves/coco.json
-      facings evaluate --photos shelves/images --coco shelves/coco.json --limit 10 --prompts
-      facings evaluate --photos shelves/images --coco coco.json --sweep --checkpoint runs/a/facings-nano.safetensors
-      facings evaluate --photos shelves/images --coco shelves/coco.json --limit 5 --pruning
+      facings evaluate --photos shelves/images --truth shelves/coco.json
+      facings evaluate --photos shelves --truth export.json --limit 10 --prompts
+      facings evaluate --photos shelves --truth coco.json --sweep --checkpoint runs/a/facings-nano.safetensors
     """
-    from scripts.labels import read_truth
     from scripts.measure import evaluate as command
 
-    if pruning:
-        refuse("--pruning", {"prompts": prompts, "sweep": sweep, "score-threshold": score_threshold})
-    truths = read_truth(coco, photos, limit=limit)
-    if pruning:
-        from scripts.measure.pruning import measure_pruning, print_pruning
-
-        show_warnings()
-        print_pruning(measure_pruning(engine_options(checkpoint, device), photos, truths))
-        return
+    known = _known(truth, photos, control, limit)
     with open_engine(engine_options(checkpoint, device)) as engine:
-        evaluation = command.evaluate(
-            engine, photos, truths, score_threshold=score_threshold, prompts=prompts, sweep=sweep
-        )
+        evaluation = command.evaluate(engine, known, score_threshold=score_threshold, prompts=prompts, sweep=sweep)
     command.print_report(evaluation)
 
 
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/nano"),
     minutes: Annotated[float, typer.Option(min=0.01, help="Length of the run; the learning rate follows it.")] = 60.0,
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            help="Also learn from photos with known boxes: a COCO file or a Label Studio JSON export.",
-            show_default=False,
-        ),
+    photos: Annotated[
+        Path | None, typer.Option(help="Folder of photos to learn from as well.", show_default=False)
     ] = None,
-    photos: Annotated[Path | None, typer.Option(help="Folder of the photos of --labels.", show_default=False)] = None,
+    truth: Annotated[
+        Path | None,
+        typer.Option(help="Known boxes of --photos: a COCO file or a Label Studio export (JSON).", show_default=False),
+    ] = None,
+    dev_photos: Annotated[
+        Path | None, typer.Option(help="Folder of photos to measure on, kept out of training.", show_default=False)
+    ] = None,
+    dev_truth: Annotated[
+        Path | None,
+        typer.Option(help="Known boxes of --dev-photos. They also calibrate the score threshold.", show_default=False),
+    ] = None,
+    control: ControlOption = None,
     start_from: Annotated[
         Path | None,
-        typer.Option("--from", help="Weights to begin with; by default the bundled ones with --labels, else none."),
+        typer.Option("--from", help="Weights to begin with; by default the bundled ones with --truth, else none."),
     ] = None,
-    dev: Annotated[
-        Path | None,
-        typer.Option(help="Measure on these known boxes meanwhile, and calibrate the threshold.", show_default=False),
-    ] = None,
-    dev_photos: Annotated[Path | None, typer.Option(help="Folder of the photos of --dev.", show_default=False)] = None,
     textures: Annotated[
         Path | None, typer.Option(help="Folder of product photos to put on some of the faces.", show_default=False)
     ] = None,
@@ -116,51 +114,68 @@ def train(
         int, typer.Option(min=0, help="Processes that render; a GPU wants as many as there are cores.")
     ] = 2,
 ) -> None:
-    """Train facings-nano on rendered shelves, or fine-tune it on your own labels.
+    """Train facings-nano on rendered shelves, or fine-tune it on your own photos.
 
-    The run's folder gets its log, all that is needed to go on after an interruption, and at the end the checkpoint,
-    which CHECKPOINT takes.
+    Prints step, loss and the time left; with --dev-truth also how good the weights are that the run begins with, those
+    of every 20 minutes and those of the end. The run's folder gets its log, all that is needed to go on after an
+    interruption, and at the end the checkpoint, which CHECKPOINT takes.
 
     \b
     Examples:
       facings train --out runs/first --minutes 60
       facings train --out runs/first --minutes 60 --resume
       facings train --out runs/gpu --minutes 60 --device cuda --workers 16
-      facings train --out runs/own --minutes 30 --labels export.json --photos shelves
-      facings train --out runs/own --labels a.json --photos shelves --dev b.json --dev-photos shelves
+      facings train --out runs/own --minutes 30 --photos shelves --truth export.json
+      facings train --out runs/own --photos a --truth a.json --dev-photos b --dev-truth b.json
       facings train --preview shelves.png
     """
     if preview is not None:
-        from model.renderer.shelves import load_textures
-        from model.renderer.shelves import preview as draw_preview
-
-        draw_preview(preview, textures=load_textures(textures) if textures else None, seed=seed)
-        print(f"rendered shelves in {preview}")
+        _draw_preview(preview, textures, seed)
         return
-    for labelled, folder, name in ((labels, photos, "photos"), (dev, dev_photos, "dev-photos")):
-        if labelled is not None and folder is None:
-            raise OptionError(f"{str(labelled)!r}: expected the folder of its photos in --{name}")
+    for (name, folder), (truth_name, file) in (
+        (("--photos", photos), ("--truth", truth)),
+        (("--dev-photos", dev_photos), ("--dev-truth", dev_truth)),
+    ):
+        if (folder is None) != (file is None):
+            given, missing = (truth_name, name) if folder is None else (name, truth_name)
+            raise OptionError(f"{given}: expected {missing} with it, got none")
     from model.checkpoints import BUNDLED_WEIGHTS
     from model.training.loop import TrainOptions
     from scripts import train as command
-    from scripts.labels import read_truth
 
-    if labels is not None and start_from is None:
+    if truth is not None and start_from is None:
         start_from = BUNDLED_WEIGHTS
     options = TrainOptions(
         out=out,
         minutes=minutes,
         start_from=start_from,
         textures=textures,
-        labelled=command.labelled_photos(read_truth(labels, photos), photos) if labels and photos else None,
+        labelled=command.labelled_photos(_known(truth, photos, control)) if truth and photos else None,
         seed=seed,
         device=device,
         learning_rate=learning_rate or (2e-3 if start_from is None else 5e-4),
         workers=workers,
         resume=resume,
     )
-    score = command.scorer(read_truth(dev, dev_photos), dev_photos, device) if dev and dev_photos else None
+    score = command.scorer(_known(dev_truth, dev_photos, control), device) if dev_truth and dev_photos else None
     print(f"checkpoint in {command.train(options, score)}")
+
+
+def _known(truth: Path, photos: Path, control: list[str] | None, limit: int | None = None) -> KnownPhotos:
+    """A truth file, with a line for everything that was not taken from it."""
+    from scripts.labels import print_remarks, read_truth
+
+    known = read_truth(truth, photos, limit=limit, controls=control or ())
+    print_remarks(known)
+    return known
+
+
+def _draw_preview(path: Path, textures: Path | None, seed: int) -> None:
+    from model.renderer.shelves import load_textures
+    from model.renderer.shelves import preview as draw_preview
+
+    draw_preview(path, textures=load_textures(textures) if textures else None, seed=seed)
+    print(f"rendered shelves in {path}")
 
 
 def export(
@@ -169,7 +184,8 @@ def export(
     precision: Annotated[
         str | None,
         typer.Option(
-            help="Of the encoder's products: fp32 or fp16; by default fp16 where a TensorRT engine is built.",
+            help="Of the encoder's matrix multiplications: fp32 or fp16; by default fp16 where a TensorRT engine is "
+            "built.",
             show_default=False,
         ),
     ] = None,
@@ -178,7 +194,7 @@ def export(
     """Write the encoder and the decoder as ONNX files, and a TensorRT engine where TensorRT is installed.
 
     The files are compared with torch on ONNX Runtime where that is installed. The last line is JSON. ENCODER makes the
-    engine use the encoder; the README says what goes into the files and what comes out.
+    engine use the encoder; docs/export.md says what goes into the files and what comes out.
 
     \b
     Examples:
@@ -210,7 +226,7 @@ def benchmark(
             "through HTTP. memory: resident memory over many requests. upstream: sam2's own predictor on the same "
             "weights. generator: sam2's own mask generator on the same weights, minutes a photo on a CPU. parity: "
             "how alike boxes are, and in each precision. floor: the least time that the arithmetic and the bytes "
-            "take here. project: a whole Label Studio project beside the bare engine. Repeatable; sizes, lanes, "
+            "take here. project: a whole Label Studio project compared with the bare engine. Repeatable; sizes, lanes, "
             "http and upstream by default.",
             show_default=False,
         ),
@@ -237,8 +253,9 @@ def benchmark(
 ) -> None:
     """Measure speed and memory on this machine.
 
-    Medians and 95th percentiles after a warm-up, and the peak memory. The last line is JSON. Beside upstream stands the
-    network that --checkpoint names, with random weights, or SAM 2.1 tiny. Speed does not depend on weights; boxes do.
+    Medians and 95th percentiles after a warm-up, and the peak memory. The last line is JSON. Upstream is compared with
+    the network that --checkpoint names, with random weights, or with SAM 2.1 tiny. Speed does not depend on weights;
+    boxes do.
 
     \b
     Examples:
@@ -249,6 +266,7 @@ def benchmark(
       facings benchmark --section sizes --section floor --checkpoint sam2.1_hiera_large --random-weights
     """
     from scripts.measure import benchmark as command
+    from scripts.measure.timing import without_weights
 
     names = section or ["sizes", "lanes", "http", "upstream"]
     if requests is not None and "memory" not in names:
@@ -259,7 +277,7 @@ def benchmark(
     sections = [command.Section(name) for name in names]
     show_warnings()
     options = engine_options(checkpoint, device)
-    with command.without_weights(options) if random_weights else nullcontext(options) as measured:
+    with without_weights(options) if random_weights else nullcontext(options) as measured:
         command.benchmark(
             measured,
             sections,

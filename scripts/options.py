@@ -6,17 +6,22 @@ at once.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from backend.errors import OptionError
 
 if TYPE_CHECKING:
+    from backend.bulk.choice import Shard
+    from backend.bulk.service import BulkService
     from backend.label_studio.project import Project, Selection
     from backend.settings import Settings
     from model import Engine, EngineOptions
@@ -37,27 +42,109 @@ ThresholdOption = Annotated[
     float | None,
     typer.Option(min=0, max=1, help="Keep boxes of this score and above; by default the checkpoint's own."),
 ]
-ProjectOption = Annotated[
-    int | None, typer.Option(help="Number of a Label Studio project, as in its address.", show_default=False)
-]
-UrlOption = Annotated[
-    str | None, typer.Option(help="Label Studio's address; by default LABEL_STUDIO_URL.", show_default=False)
-]
-ApiKeyOption = Annotated[
-    str | None,
-    typer.Option(help="Access token, personal or legacy; by default LABEL_STUDIO_API_KEY.", show_default=False),
-]
-ViewOption = Annotated[
-    int | None, typer.Option(help="Only the tasks of this tab of the Data Manager.", show_default=False)
-]
-IdsOption = Annotated[str | None, typer.Option(help="Only these tasks: 5,7,9.", show_default=False)]
-LimitOption = Annotated[
-    int | None, typer.Option(min=1, help="At most so many tasks that need boxes.", show_default=False)
-]
-PatienceOption = Annotated[
-    float, typer.Option(min=0, help="Seconds to try again while Label Studio is away, before the run stops.")
-]
 ReportOption = Annotated[Path | None, typer.Option(help="JSON file for the summary.", show_default=False)]
+FormatOption = Annotated[str, typer.Option("--format", help="coco, label-studio (import JSON) or yolo.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectOptions:
+    """What every `facings project` command takes; `with_project_options` makes options of the fields."""
+
+    url: Annotated[
+        str | None, typer.Option(help="Label Studio's address; by default LABEL_STUDIO_URL.", show_default=False)
+    ] = None
+    api_key: Annotated[
+        str | None,
+        typer.Option(help="Access token, personal or legacy; by default LABEL_STUDIO_API_KEY.", show_default=False),
+    ] = None
+    view: Annotated[
+        int | None, typer.Option(help="Only the tasks of this tab of the Data Manager.", show_default=False)
+    ] = None
+    ids: Annotated[str | None, typer.Option(help="Only the tasks with these IDs: 5,7,9.", show_default=False)] = None
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="Only a part of the tasks: 2/8 is the second of eight parts. Eight processes with 1/8 to 8/8 do all.",
+            show_default=False,
+        ),
+    ] = None
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many tasks that need boxes.", show_default=False)
+    ] = None
+    retry_budget: Annotated[
+        float, typer.Option(min=0, help="Seconds to try again while Label Studio is away, before the run stops.")
+    ] = 300.0
+    report: ReportOption = None
+    checkpoint: CheckpointOption = None
+    device: DeviceOption = None
+
+    def settings(self, *, score_threshold: float | None = None) -> Settings:
+        """The environment's settings with these options over it; with Label Studio's address and a token for it."""
+        known = os.environ.get("LABEL_STUDIO_URL", "").strip().rstrip("/")
+        if self.url is not None and self.api_key is None and known not in ("", self.url.strip().rstrip("/")):
+            raise OptionError(f"--api-key: expected the token for {self.url!r}; LABEL_STUDIO_API_KEY is for {known!r}")
+        settings = read_settings(
+            label_studio_url=self.url,
+            label_studio_api_key=self.api_key,
+            checkpoint=self.checkpoint,
+            device=self.device,
+            score_threshold=score_threshold,
+        )
+        if settings.label_studio_url is None:
+            raise OptionError("expected Label Studio's address in --url or LABEL_STUDIO_URL, got neither")
+        if settings.label_studio_api_key is None:
+            raise OptionError("expected an access token in --api-key or LABEL_STUDIO_API_KEY, got neither")
+        return settings
+
+    def selection(self) -> Selection:
+        """Which tasks --ids or --view name."""
+        from backend.label_studio.project import Selection
+
+        if self.ids is not None and self.view is not None:
+            raise OptionError("expected --ids or --view, got both")
+        if self.ids is None:
+            return Selection(view=self.view)
+        try:
+            numbers = [int(part) for part in self.ids.split(",")]
+        except ValueError:
+            raise OptionError(f"--ids: expected task IDs such as 5,7,9, got {self.ids!r}") from None
+        return Selection(ids=list(dict.fromkeys(numbers)))
+
+    def parsed_shard(self) -> Shard:
+        """The part of the tasks that --shard names; without it, all."""
+        from backend.bulk.choice import ALL_SHARDS, Shard
+
+        if self.shard is None:
+            return ALL_SHARDS
+        try:
+            number, count = (int(part) for part in self.shard.split("/"))
+            return Shard(number=number, count=count)
+        except ValueError:
+            raise OptionError(
+                f"--shard: expected a part and the number of parts, from 1/8 to 8/8, got {self.shard!r}"
+            ) from None
+
+
+def with_project_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with an option for each field of ProjectOptions in place of its parameter `options`."""
+    hints = get_type_hints(ProjectOptions, include_extras=True)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    shared = [
+        inspect.Parameter(field.name, keyword, default=field.default, annotation=hints[field.name])
+        for field in fields(ProjectOptions)
+    ]
+    signature = inspect.signature(command, eval_str=True)
+    own = [parameter.replace(kind=keyword) for name, parameter in signature.parameters.items() if name != "options"]
+
+    @functools.wraps(command)
+    def wrapped(**given: Any) -> None:
+        options = ProjectOptions(**{parameter.name: given.pop(parameter.name) for parameter in shared})
+        command(options=options, **given)
+
+    parameters = [*own, *shared]
+    wrapped.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapped
 
 
 def read_settings(**given: str | float | None) -> Settings:
@@ -72,64 +159,30 @@ def engine_options(checkpoint: str | None, device: str | None, score_threshold: 
     return read_settings(checkpoint=checkpoint, device=device, score_threshold=score_threshold).engine_options()
 
 
-def settings_of_project(url: str | None, api_key: str | None, **given: str | int | float | None) -> Settings:
-    """Those with Label Studio's address and a token for it, from the options or the environment."""
-    known = os.environ.get("LABEL_STUDIO_URL", "").strip().rstrip("/")
-    if url is not None and api_key is None and known not in ("", url.strip().rstrip("/")):
-        raise OptionError(f"--api-key: expected the token for {url!r}; LABEL_STUDIO_API_KEY belongs to {known!r}")
-    settings = read_settings(label_studio_url=url, label_studio_api_key=api_key, **given)
-    for option, value in (("url", settings.label_studio_url), ("api-key", settings.label_studio_api_key)):
-        if value is None:
-            variable = {"url": "LABEL_STUDIO_URL", "api-key": "LABEL_STUDIO_API_KEY"}[option]
-            raise OptionError(f"--project: expected --{option} or {variable}, got neither")
-    return settings
-
-
-def selection(ids: str | None, view: int | None) -> Selection:
-    from backend.label_studio.project import Selection
-
-    if ids is not None and view is not None:
-        raise OptionError("expected --ids or --view, got both")
-    if ids is None:
-        return Selection(view=view)
-    try:
-        numbers = [int(part) for part in ids.split(",")]
-    except ValueError:
-        raise OptionError(f"--ids: expected numbers such as 5,7,9, got {ids!r}") from None
-    return Selection(ids=list(dict.fromkeys(numbers)))
-
-
-def refuse(beside: str, given: Mapping[str, object]) -> None:
-    """Raises OptionError for the first option that was given beside one that it does not go with."""
-    for name, value in given.items():
-        if value is not None and value is not False:
-            raise OptionError(f"--{name}: does not go with {beside}")
-
-
 @contextmanager
-def open_project(settings: Settings, number: int | None, patience_s: float) -> Iterator[Project]:
-    """The project. A request to terminate ends the block as Ctrl-C does."""
+def open_project(settings: Settings, project_id: int, retry_budget_s: float) -> Iterator[Project]:
+    """The project, at the address and with the token of the settings."""
     from backend.label_studio.project import Project
-    from scripts.demo.processes import signals_as_interrupt
 
-    url, api_key = settings.label_studio_url, settings.label_studio_api_key
-    if url is None or api_key is None or number is None:
-        raise OptionError("--project: expected a number, and Label Studio's address and token")
-    with signals_as_interrupt(), Project(url, api_key, number, patience_s=patience_s) as project:
+    url, api_key = str(settings.label_studio_url), str(settings.label_studio_api_key)
+    with Project(url, api_key, project_id, retry_budget_s=retry_budget_s) as project:
         yield project
 
 
-def show_warnings() -> None:
-    """Lets the engine's warnings through to standard error; its errors arrive as exceptions."""
-    import logging
+@contextmanager
+def open_bulk_service(settings: Settings) -> Iterator[BulkService]:
+    """A service whose engine is ready."""
+    from backend.bulk.service import BulkService
 
-    handler = logging.StreamHandler()
-    handler.addFilter(lambda record: record.levelno < logging.ERROR)
-    logging.basicConfig(handlers=[handler], level=logging.WARNING, format="facings: %(message)s")
+    show_warnings()
+    with BulkService.open(settings) as service:
+        service.engine.wait_ready()
+        yield service
 
 
 @contextmanager
 def open_engine(options: EngineOptions) -> Iterator[Engine]:
+    """An engine that is ready."""
     from model import Sam2Engine
 
     show_warnings()
@@ -139,3 +192,12 @@ def open_engine(options: EngineOptions) -> Iterator[Engine]:
         yield engine
     finally:
         engine.close()
+
+
+def show_warnings() -> None:
+    """Lets the engine's warnings through to standard error; its errors arrive as exceptions."""
+    import logging
+
+    handler = logging.StreamHandler()
+    handler.addFilter(lambda record: record.levelno < logging.ERROR)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, format="facings: %(message)s")

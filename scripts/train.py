@@ -1,45 +1,48 @@
-"""`facings train`: what to learn from, where to measure, and what is told meanwhile.
+"""`facings train`: what to learn from, where to measure, and what is printed meanwhile.
 
-Knows files of labels and the evaluation; the training itself is model.training.loop.
+Knows truth files and the evaluation; the training itself is model.training.loop.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
+import os
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backend.errors import CommandError
-from backend.photos.files import read_ahead, read_pixels
-from scripts.console import track
-from scripts.labels import Truth
+from backend.photos.files import read_pixels
+from backend.settings import Settings
+from model.quality import fewest
+from scripts.console import format_duration
+from scripts.labels import KnownPhotos, print_left_out, read_photos
 
 if TYPE_CHECKING:
     from model.training.loop import TrainOptions
     from model.training.samples import LabelledPhotos
 
+SECONDS_BETWEEN_LINES = 10.0
 
-def labelled_photos(truths: Sequence[Truth], photos_dir: Path) -> LabelledPhotos:
-    """Photos with known boxes, as training takes them. Each is read once before: what cannot serve is told on standard
-    error and left out. Raises CommandError when nothing is left."""
+
+def labelled_photos(known: KnownPhotos) -> LabelledPhotos:
+    """Photos with known boxes, as training takes them. Each is read once before: what cannot be used is left out, with
+    a line on standard error. Raises CommandError when nothing remains."""
     from model.training.samples import LabelledPhoto, LabelledPhotos
 
-    usable = []
-    outcomes = zip(truths, read_ahead(photos_dir / truth.file_name for truth in truths), strict=True)
-    for truth, (path, photo) in track(outcomes, total=len(truths), label="labels"):
-        if isinstance(photo, Exception):
-            print(f"left out {str(path)!r}: {photo}", file=sys.stderr)
-        elif photo.size_wh != truth.size_wh:
-            print(f"left out {str(path)!r}: labelled at {truth.size_wh}, but it is {photo.size_wh}", file=sys.stderr)
-        elif len(truth.boxes_xyxy):
-            usable.append(LabelledPhoto(path=path, boxes_xyxy=truth.boxes_xyxy.astype("float32")))
+    usable = [
+        LabelledPhoto(path=entry.path, boxes_xyxy=entry.truth.boxes_xyxy.astype("float32"))
+        for entry, _ in read_photos(known.photos, label="photos to learn from", leave_out=print_left_out)
+        if len(entry.truth.boxes_xyxy)
+    ]
     if not usable:
-        raise CommandError(f"{str(photos_dir)!r}: expected photos with boxes to learn from, found none that can serve")
-    return LabelledPhotos(photos=tuple(usable), read=read_pixels)
+        raise CommandError(f"expected photos with boxes to learn from, but none of {len(known.photos)} can be used")
+    max_pixels = Settings.from_env(os.environ).max_photo_pixels
+    return LabelledPhotos(photos=tuple(usable), read=partial(read_pixels, max_pixels=max_pixels))
 
 
-def scorer(truths: Sequence[Truth], photos_dir: Path, device: str) -> Callable[[Path], dict[str, float]]:
+def scorer(known: KnownPhotos, device: str) -> Callable[[Path], dict[str, float]]:
     """Measures a checkpoint on photos with known boxes; the threshold with the fewest corrections becomes its own."""
 
     def score(checkpoint: Path) -> dict[str, float]:
@@ -49,10 +52,10 @@ def scorer(truths: Sequence[Truth], photos_dir: Path, device: str) -> Callable[[
         engine = Sam2Engine(EngineOptions(checkpoint=str(checkpoint), device=device))
         try:
             engine.wait_ready()
-            evaluation = evaluate(engine, photos_dir, truths, sweep=True)
+            evaluation = evaluate(engine, known, sweep=True)
         finally:
             engine.close()
-        best = min(evaluation.sweep, key=lambda row: row.per_100())
+        best = fewest(evaluation.sweep)
         precision = evaluation.precision
         return {
             "dev_ap": precision.ap,
@@ -65,12 +68,54 @@ def scorer(truths: Sequence[Truth], photos_dir: Path, device: str) -> Callable[[
     return score
 
 
+class Printer:
+    """Prints the reports of a run: its progress at most every few seconds, what was measured always."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._printed_s = float("-inf")
+        self._scores: list[Mapping[str, float]] = []
+
+    def report(self, figures: Mapping[str, float]) -> None:
+        """One report of model.training.loop."""
+        if "dev_ap" in figures:
+            self._scores.append(figures)
+            print(f"step {figures['step']:.0f}: {format_score(figures)}", flush=True)
+        elif self._clock() - self._printed_s >= SECONDS_BETWEEN_LINES or not figures["minutes_left"]:
+            self._printed_s = self._clock()
+            print(format_progress(figures), flush=True)
+
+    def print_outcome(self) -> None:
+        """The scores that the run began and ended with, where they were measured."""
+        if self._scores:
+            print(f"before: {format_score(self._scores[0])}")
+            print(f"after:  {format_score(self._scores[-1])}")
+
+
+def format_progress(figures: Mapping[str, float]) -> str:
+    """Step, loss with its parts, speed and time left, in one line."""
+    known = {"step", "loss", "pictures_per_s", "minutes_left", "learning_rate"}
+    parts = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if name not in known)
+    return (
+        f"step {figures['step']:.0f}: loss {figures['loss']:.3f} ({parts}), "
+        f"{figures['pictures_per_s']:.1f} pictures/s, {format_duration(60 * figures['minutes_left'])} left"
+    )
+
+
+def format_score(figures: Mapping[str, float]) -> str:
+    """What was measured on the photos kept aside, in one line."""
+    return (
+        f"AP {figures['dev_ap']:.3f}, AP50 {figures['dev_ap50']:.3f}, AR300 {figures['dev_ar300']:.3f}, "
+        f"{figures['dev_corrections_per_100']:.1f} corrections per 100 facings at score "
+        f"{figures['score_threshold']:.2f} and above"
+    )
+
+
 def train(options: TrainOptions, score: Callable[[Path], dict[str, float]] | None) -> Path:
-    """Trains, with a line on what is going on every now and then; returns the checkpoint's path."""
+    """Trains and prints how it goes; returns the checkpoint's path."""
     from model.training.loop import train as train_network
 
-    return train_network(options, lambda line: print(_line(line), flush=True), score=score)
-
-
-def _line(figures: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+    printer = Printer()
+    path = train_network(options, printer.report, score=score)
+    printer.print_outcome()
+    return path

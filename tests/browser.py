@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from scripts.demo.label_studio_server import Account
+from scripts.demo.label_studio_client import Account
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page, Response
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 COMMANDS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 NO_BROWSER = (
     "no Chromium on PATH and none of Playwright's: run `apt-get install chromium`, "
-    "or `.venv/bin/playwright install chromium` where Debian's is not to be had"
+    "or `.venv/bin/playwright install chromium` on other systems"
 )
 FLAGS = (
     "--no-sandbox",

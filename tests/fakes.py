@@ -1,25 +1,20 @@
-"""Stand-ins: an engine that answers from the pixels it got, photos for it, and label-studio-ml 2.x."""
+"""Stand-ins: an engine that answers from the pixels it got, and photos for it."""
 
 from __future__ import annotations
 
 import base64
 import io
-import json
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from model import DeadlineExceeded, Detections, EngineStats, Mask, NotReady, Photo, Prompt
+from model import DeadlineExceeded, Detections, Engine, EngineStats, Lane, Mask, NotReady, Photo, Prompt
+from model.types import State
 
 Color = tuple[int, int, int]
 Box = tuple[int, int, int, int]
@@ -55,12 +50,12 @@ class FakeEngine:
     def __init__(
         self,
         *,
-        state: Literal["loading", "ready", "failed", "closed"] = "ready",
+        state: State = "ready",
         failure: str | None = None,
         seconds: float = 0.0,
         on_call: Callable[[], None] = lambda: None,
     ) -> None:
-        self.state = state
+        self.state: State = state
         self.failure = failure
         self.seconds = seconds
         self.on_call = on_call
@@ -80,7 +75,7 @@ class FakeEngine:
         photo: Photo,
         *,
         score_threshold: float | None = None,
-        lane: Literal["interactive", "bulk"] = "bulk",
+        lane: Lane = "bulk",
         deadline: float | None = None,
     ) -> Detections:
         self._begin(deadline, method="preannotate", digest=photo.digest, lane=lane, score_threshold=score_threshold)
@@ -133,90 +128,9 @@ class FakeEngine:
         return area
 
 
+_: Engine = FakeEngine()  # mypy compares them
+
+
 def _bounds(area: npt.NDArray[np.bool_]) -> Box:
     ys, xs = np.nonzero(area)
     return int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1
-
-
-class _Base2:
-    """What label-studio-ml 2.x gives its models, as far as its documentation and its server use it.
-
-    State lives in a cache by project and key; a property `label_config` and `model_version` read it; the constructor
-    applies the label config, gives a first version, and calls `setup`.
-    """
-
-    INITIAL_MODEL_VERSION = "0.0.1"
-    cache: dict[tuple[str, str], str]
-
-    def __init__(self, project_id: str | None = None, label_config: str | None = None) -> None:
-        self.project_id = project_id or ""
-        if label_config is not None:
-            self.use_label_config(label_config)
-        if not self.has("model_version"):
-            self.set("model_version", self.INITIAL_MODEL_VERSION)
-        self.setup()
-
-    def setup(self) -> None:
-        raise AssertionError("a model is expected to have a setup of its own")
-
-    def use_label_config(self, label_config: str) -> None:
-        self.set("label_config", label_config)
-
-    def set_extra_params(self, extra_params: Any) -> None:
-        self.set("extra_params", json.dumps(extra_params))
-
-    @property
-    def extra_params(self) -> Any:
-        return json.loads(self.get("extra_params") or "{}")
-
-    def get(self, key: str) -> str | None:
-        return self.cache.get((self.project_id, key))
-
-    def set(self, key: str, value: str) -> None:
-        assert isinstance(value, str)
-        self.cache[self.project_id, key] = value
-
-    def has(self, key: str) -> bool:
-        return (self.project_id, key) in self.cache
-
-    @property
-    def label_config(self) -> str | None:
-        return self.get("label_config")
-
-    @property
-    def model_version(self) -> str | None:
-        return self.get("model_version")
-
-    def predict(self, tasks: list[Any], context: dict[str, Any] | None = None, **kwargs: Any) -> Any:
-        raise AssertionError("a model is expected to have a predict of its own")
-
-    def fit(self, event: str, data: Any, **additional_params: Any) -> None:
-        return None
-
-
-@contextmanager
-def annotator_module_on_2x() -> Iterator[ModuleType]:
-    """A second copy of the annotator, imported while label-studio-ml is 2.x. The first one stays as it is."""
-    package, module = ModuleType("label_studio_ml"), ModuleType("label_studio_ml.model")
-    package.__path__ = []  # type: ignore[attr-defined]
-    module.LabelStudioMLBase = type("LabelStudioMLBase", (_Base2,), {"cache": {}})  # type: ignore[attr-defined]
-    names = ("label_studio_ml", "label_studio_ml.model")
-    saved = {name: sys.modules.get(name) for name in names}
-    sys.modules.update(zip(names, (package, module), strict=True))
-    try:
-        spec = spec_from_file_location(
-            "annotator_on_2x", Path(__file__).parents[1] / "backend" / "transports" / "annotator.py"
-        )
-        assert spec is not None
-        assert spec.loader is not None
-        copy = module_from_spec(spec)
-        sys.modules[spec.name] = copy  # dataclasses look their module up
-        spec.loader.exec_module(copy)
-        yield copy
-    finally:
-        sys.modules.pop("annotator_on_2x", None)
-        for name, before in saved.items():
-            if before is None:
-                del sys.modules[name]
-            else:
-                sys.modules[name] = before

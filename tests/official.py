@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from model.checkpoints import OFFICIAL, Checkpoint, find_checkpoint
-from model.network import build_module
+from model.sam2_module import build_module
 
 TINY = "sam2.1_hiera_tiny"
 #: Parameters of a fixture. The larger ones take minutes, and are asked for by `make test-slow`.

@@ -1,4 +1,4 @@
-"""A Label Studio that cannot be relied on: an HTTP proxy in front of a real one that fails as it is told."""
+"""A Label Studio that cannot be relied on: an HTTP proxy in front of a real one that fails on purpose."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from urllib.parse import urlsplit
 # What becomes of a request: a status instead of an answer; a page, as proxies show when they have nothing better; no
 # answer, before or after Label Studio has got it; or the request sent to it twice, as when an answer was late and
 # something in between tried again.
-Fault = Literal["429", "500", "page", "drop", "swallow", "twice"]
+Fault = Literal["401", "429", "500", "page", "drop", "swallow", "twice"]
 
 
 class Unreliable(ThreadingHTTPServer):
-    """Forwards to `target`. fault: method, path and how many such requests came before → what goes wrong, or None."""
+    """Forwards to `target`. fault: method, path and how many such requests came before → what goes wrong, or None.
+
+    faults: what went wrong so far. count: how many requests of a method and a path have come.
+    """
 
     daemon_threads = True
     request_queue_size = 64
@@ -34,6 +37,10 @@ class Unreliable(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
+
+    def count(self, method: str, path: str) -> int:
+        with self._lock:
+            return self._counts.get((method, path), 0)
 
     def next_fault(self, method: str, path: str) -> Fault | None:
         kind = path.partition("?")[0]
@@ -56,7 +63,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _forward(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         fault = self.server.next_fault(self.command, self.path)
-        if fault in ("429", "500", "page"):
+        if fault in ("401", "429", "500", "page"):
             content = b"<html>be right back</html>" if fault == "page" else b""
             self.send_response(200 if fault == "page" else int(fault))
             self.send_header("Retry-After", "0")
@@ -98,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.shutdown(socket.SHUT_RDWR)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from browser import NO_BROWSER, Annotator, Box, annotator, find_chromium
 from backend.errors import CommandError
 from scripts.demo import label_studio_server as label_studio
 from scripts.demo.demo import LABEL_CONFIG, LABEL_STUDIO_ENVIRONMENT, ROOT, is_ready, start_facings
-from scripts.demo.label_studio_server import Account, Client
+from scripts.demo.label_studio_client import Account, Client
 from scripts.demo.processes import LOOPBACK, free_port
 
 if TYPE_CHECKING:
@@ -106,29 +106,22 @@ def _picture(page: Annotator, path: Path) -> None:
 
 
 def weaknesses() -> Image:
-    """The rendered shelves with most corrections for each facing: right boxes, false ones and missed
-    facings in the colours above."""
+    """The rendered shelves with most corrections for each facing: right boxes, false boxes and missed facings, in the
+    colours above."""
     from PIL import Image, ImageDraw
 
     from model import EngineOptions, Photo, Sam2Engine
+    from model.quality import Truth, count_corrections, match
     from model.renderer.shelves import render_shelf
-    from scripts.labels import Truth
-    from scripts.measure.evaluate import count_corrections, match
 
     engine = Sam2Engine(EngineOptions())
     drawn: list[tuple[float, Image.Image]] = []
     side = WEAK_SIZE_PX
     for seed in range(WEAK_OF):
         shelf = render_shelf(seed, (side, side), facing_px=WEAK_FACING_PX)
-        truth = Truth(
-            image_id=seed,
-            file_name="",
-            size_wh=(side, side),
-            boxes_xyxy=shelf.boxes_xyxy.astype(np.float64),
-            crowds_xyxy=np.zeros((0, 4)),
-        )
+        truth = Truth(size_wh=(side, side), boxes_xyxy=shelf.boxes_xyxy.astype(np.float64))
         found = engine.preannotate(Photo(pixels=shelf.photo_rgb))
-        owner = match(found.boxes_xyxy, found.scores, truth).truth_index
+        owner = match(found, truth).truth_index
         picture = Image.fromarray(shelf.photo_rgb)
         draw = ImageDraw.Draw(picture)
         missed = np.delete(truth.boxes_xyxy, owner[owner >= 0], axis=0)

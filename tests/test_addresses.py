@@ -59,7 +59,7 @@ def test_other_addresses_are_refused(url: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "shown"),
+    ("url", "label"),
     [
         ("", ""),
         ("http://h/a.jpg?X-Amz-Signature=5ec", "http://h/a.jpg"),
@@ -71,8 +71,8 @@ def test_other_addresses_are_refused(url: str, words: str) -> None:
         ("http://h/" + "a" * 500, "http://h/" + "a" * 191 + "…"),
     ],
 )
-def test_what_is_shown_of_an_address_holds_no_secret(url: str, shown: str) -> None:
-    assert without_query(url) == shown
+def test_what_is_label_of_an_address_holds_no_secret(url: str, label: str) -> None:
+    assert without_query(url) == label
 
 
 @pytest.mark.parametrize(
@@ -175,8 +175,9 @@ def test_a_name_is_looked_up_once_and_only_its_allowed_addresses_are_connected_t
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked_up = resolving(monkeypatch, "169.254.169.254", "127.0.0.1")
-    address = parse_address(f"http://photos.example:{listener.getsockname()[1]}/")
-    with connect(address, allow_private=True, until=time.monotonic() + 5) as connection:
+    with connect(
+        "photos.example", listener.getsockname()[1], allow_private=True, until=time.monotonic() + 5
+    ) as connection:
         assert connection.getpeername()[0] == "127.0.0.1"
     assert looked_up == ["photos.example"]
 
@@ -195,23 +196,22 @@ def test_a_name_is_looked_up_once_and_only_its_allowed_addresses_are_connected_t
 )
 def test_spellings_of_inner_addresses_are_seen_through(host: str, words: str) -> None:
     with pytest.raises(PhotoForbidden, match=words):
-        connect(parse_address(f"http://{host}:9/a.jpg?sig=5ec"), allow_private=False, until=time.monotonic() + 5)
+        connect(host.strip("[]"), 9, allow_private=False, until=time.monotonic() + 5)
 
 
 def test_a_refused_address_is_not_even_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
     resolving(monkeypatch, "169.254.169.254")
     monkeypatch.setattr(addresses.socket, "socket", None)
-    with pytest.raises(PhotoForbidden, match=r"link-local") as caught:
-        connect(parse_address("http://photos.example/a.jpg?sig=5ec"), allow_private=True, until=time.monotonic() + 5)
-    assert "5ec" not in str(caught.value)
+    with pytest.raises(PhotoForbidden, match=r"link-local"):
+        connect("photos.example", 80, allow_private=True, until=time.monotonic() + 5)
 
 
 def test_a_closed_port_and_an_unknown_host_are_unreachable(listener: socket.socket) -> None:
     port = listener.getsockname()[1]
     listener.close()
     with pytest.raises(PhotoUnreachable, match="Connection refused"):
-        connect(parse_address(f"http://127.0.0.1:{port}/"), allow_private=True, until=time.monotonic() + 5)
+        connect("127.0.0.1", port, allow_private=True, until=time.monotonic() + 5)
     with pytest.raises(PhotoUnreachable, match="cannot be resolved"):
-        connect(parse_address("http://no.such.host.invalid/"), allow_private=True, until=time.monotonic() + 5)
+        connect("no.such.host.invalid", 80, allow_private=True, until=time.monotonic() + 5)
     with pytest.raises(PhotoUnreachable, match="timed out"):
-        connect(parse_address("http://127.0.0.1/"), allow_private=True, until=time.monotonic() - 1)
+        connect("127.0.0.1", 80, allow_private=True, until=time.monotonic() - 1)

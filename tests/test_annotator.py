@@ -1,15 +1,13 @@
-"""The model class under both generations of label-studio-ml: tasks and contexts in, predictions out."""
+"""The model class of label-studio-ml: tasks and contexts in, predictions out."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from types import ModuleType
 from typing import Any
 
 import pytest
-from fakes import FakeEngine, annotator_module_on_2x, data_url, painted_photo
+from fakes import FakeEngine, data_url, painted_photo
 
 import backend.transports.annotator
 from backend.errors import LabelConfigError, PromptError
@@ -22,23 +20,14 @@ from model import NotReady
 BOXES = '<RectangleLabels name="box" toName="image" smart="false"><Label value="facing"/></RectangleLabels>'
 POINTS = '<KeyPointLabels name="point" toName="image" smart="true"><Label value="click"/></KeyPointLabels>'
 POLYGONS = '<PolygonLabels name="outline" toName="image"><Label value="facing"/></PolygonLabels>'
-CONFIG = f'<View><Image name="image" value="$image"/>{POINTS}{BOXES}</View>'
+IMAGE = '<Image name="image" value="$image"/>'
+CONFIG = f"<View>{IMAGE}{POINTS}{BOXES}</View>"
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 RED_BOX = {"x": 10, "y": 20, "width": 20, "height": 40, "rotation": 0, "rectanglelabels": ["facing"]}
 GREEN_BOX = {"x": 50, "y": 50, "width": 10, "height": 10, "rotation": 0, "rectanglelabels": ["facing"]}
 PHOTO = data_url(painted_photo({RED: (20, 20, 60, 60), GREEN: (100, 50, 120, 60)}))
 EMPTY_PHOTO = data_url(painted_photo({}))
-
-
-@pytest.fixture(params=["1.0.9", "2.x"])
-def module(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
-    """backend.transports.annotator on this generation of label-studio-ml."""
-    if request.param == "1.0.9":
-        yield backend.transports.annotator
-    else:
-        with annotator_module_on_2x() as copy:
-            yield copy
 
 
 def new_service(engine: FakeEngine) -> Service:
@@ -64,13 +53,9 @@ def values(prediction: dict[str, Any]) -> list[dict[str, Any]]:
     return [region["value"] for region in prediction["result"]]
 
 
-def test_both_generations_predict_the_way_their_own_server_calls_them(module: ModuleType) -> None:
-    annotator_class = module.annotator_class(new_service(FakeEngine()))
-    if module is backend.transports.annotator:
-        model = annotator_class(label_config=CONFIG, train_output={}, hostname="http://ls", access_token="token")
-    else:
-        model = annotator_class(project_id="3", label_config=CONFIG)
-        assert model.model_version == "fake-12345678"
+def test_it_predicts_as_the_server_of_label_studio_ml_calls_it() -> None:
+    annotator_class = backend.transports.annotator.annotator_class(new_service(FakeEngine()))
+    model = annotator_class(label_config=CONFIG, train_output={}, hostname="http://ls", access_token="token")
     params = {"login": None, "password": None}
 
     (dense,) = model.predict([task()], context=None, **params)
@@ -79,21 +64,7 @@ def test_both_generations_predict_the_way_their_own_server_calls_them(module: Mo
     assert values(prompted) == [GREEN_BOX]
 
 
-def test_both_generations_are_built_alike_by_our_own_server(module: ModuleType) -> None:
-    annotator_class = module.annotator_class(new_service(FakeEngine()))
-    model = annotator_class(project_id="3.17", label_config=CONFIG, access=module.Access(), deadline=None)
-    assert values(model.predict([task()])[0]) == [RED_BOX, GREEN_BOX]
-
-
-def test_projects_of_2x_do_not_share_a_label_config() -> None:
-    with annotator_module_on_2x() as module:
-        annotator_class = module.annotator_class(new_service(FakeEngine()))
-        first = annotator_class(project_id="1", label_config=CONFIG)
-        annotator_class(project_id="2", label_config=CONFIG.replace("facing", "bottle"))
-        assert values(first.predict([task()])[0])[0]["rectanglelabels"] == ["facing"]
-
-
-def test_what_1_0_9_was_told_of_label_studio_reaches_the_photo_loader() -> None:
+def test_the_address_and_token_of_label_studio_reach_the_photo_loader() -> None:
     asked: list[dict[str, Any]] = []
 
     class Loader:
@@ -156,15 +127,6 @@ def test_without_an_engine_the_request_fails_as_a_whole() -> None:
         new_annotator(FakeEngine(state="loading")).predict([task()])
 
 
-def test_an_annotator_waits_only_a_moment_for_weights_that_are_loading() -> None:
-    asked: list[float | None] = []
-    engine = FakeEngine()
-    engine.wait_ready = asked.append  # type: ignore[method-assign, assignment]
-    new_annotator(engine).predict([task()])
-    new_annotator(engine, deadline=time.monotonic() - 1).predict([task()])
-    assert asked == [backend.transports.annotator.LOADING_PATIENCE_S, 0.0]
-
-
 @pytest.mark.parametrize(
     ("config", "threshold", "found"),
     [
@@ -209,19 +171,19 @@ def test_every_task_of_a_prompted_request_is_answered() -> None:
 
 
 @pytest.mark.parametrize(
-    ("broken", "kind", "reason"),
+    ("failing", "kind", "reason"),
     [
         ({}, "request", "task data: expected the key 'image' of the label config, got []"),
         ({"data": None}, "request", "task data: expected the key 'image' of the label config, got []"),
         ({"data": {"text": "a"}}, "request", "task data: expected the key 'image' of the label config, got ['text']"),
-        ({"data": {"image": 7}}, "photo_broken", "7"),
-        ({"data": {"image": "data:image/png;base64,AAAA"}}, "photo_broken", ""),
+        ({"data": {"image": 7}}, "photo_decode", "7"),
+        ({"data": {"image": "data:image/png;base64,AAAA"}}, "photo_decode", ""),
     ],
 )
-def test_a_task_that_fails_says_why_and_costs_its_neighbours_nothing(
-    broken: dict[str, Any], kind: str, reason: str
+def test_a_task_that_fails_has_its_reason_and_costs_its_neighbours_nothing(
+    failing: dict[str, Any], kind: str, reason: str
 ) -> None:
-    before, failed, after = new_annotator(FakeEngine()).predict([task(), {"id": 2, **broken}, task()])
+    before, failed, after = new_annotator(FakeEngine()).predict([task(), {"id": 2, **failing}, task()])
     assert values(before) == values(after) == [RED_BOX, GREEN_BOX]
     assert "result" not in failed
     assert failed["kind"] == kind
@@ -229,7 +191,9 @@ def test_a_task_that_fails_says_why_and_costs_its_neighbours_nothing(
     assert "\n" not in failed["error"]
 
 
-def test_an_unforeseen_failure_is_told_by_its_number_and_logged_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unforeseen_failure_has_a_number_for_the_client_and_a_line_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def stumble() -> None:
         raise RuntimeError("secret detail\nof two lines")
 
@@ -249,7 +213,7 @@ def test_ids_may_repeat_and_the_order_is_the_requests() -> None:
     assert [values(p)[0]["width"] for p in predictions] == [(10 + i) / 2 for i in range(12)]
 
 
-def test_at_the_deadline_what_is_done_is_returned_and_the_rest_is_left() -> None:
+def test_at_the_deadline_what_is_done_is_returned_and_the_rest_is_not() -> None:
     photos = [data_url(painted_photo({RED: (0, 0, 10 + i, 10)})) for i in range(10)]
     started = time.monotonic()
     annotator = new_annotator(FakeEngine(seconds=0.1), deadline=started + 0.55)
@@ -277,7 +241,7 @@ def test_a_photo_that_does_not_come_is_not_waited_for_beyond_the_deadline() -> N
     assert [prediction["kind"] for prediction in predictions] == ["deadline"] * 8
 
 
-def test_later_photos_are_fetched_while_the_engine_works_but_only_a_few() -> None:
+def test_later_photos_are_read_while_the_engine_works_but_only_a_few() -> None:
     fetched: list[str] = []
     seen_at_first_call: list[int] = []
 
@@ -298,8 +262,19 @@ def test_later_photos_are_fetched_while_the_engine_works_but_only_a_few() -> Non
     backend.transports.annotator.annotator_class(service)(label_config=CONFIG).predict(
         [task(photo) for photo in photos]
     )
-    assert seen_at_first_call == [1 + backend.transports.annotator.FETCHED_AHEAD]
+    assert seen_at_first_call == [1 + backend.transports.annotator.READ_AHEAD]
     assert len(fetched) == 12
+
+
+def test_a_task_with_two_photos_keeps_the_boxes_of_the_one_that_can_be_read() -> None:
+    second = IMAGE.replace("image", "back") + BOXES.replace('"box"', '"back_box"').replace('"image"', '"back"')
+    two = {"id": 1, "data": {"image": PHOTO, "back": "data:image/png;base64,AAAA"}}
+    annotator = new_annotator(FakeEngine(), CONFIG.replace("</View>", f"{second}</View>"))
+    (prediction,) = annotator.predict([two])
+    assert values(prediction) == [RED_BOX, GREEN_BOX]
+    assert {region["to_name"] for region in prediction["result"]} == {"image"}
+    (both,) = annotator.predict([{"id": 1, "data": {"image": PHOTO, "back": PHOTO}}])
+    assert [region["to_name"] for region in both["result"]] == ["image", "image", "back", "back"]
 
 
 @pytest.mark.parametrize(

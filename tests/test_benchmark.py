@@ -5,8 +5,10 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +22,15 @@ from backend.label_studio.label_config import parse_label_config
 from backend.label_studio.prompts import prompts_from_context
 from model import DeviceError, EngineOptions
 from model.checkpoints import find_checkpoint
+from model.stages import UNOBSERVED, Observer
 from model.tiling import Tile
 from model.types import Detections, Photo, Prompt
 from scripts.measure import benchmark as command
+from scripts.measure import engine as benchmark_engine
 from scripts.measure import floor as benchmark_floor
 from scripts.measure import parity as benchmark_parity
 from scripts.measure import server as benchmark_http
+from scripts.measure import timing
 from scripts.measure import upstream as benchmark_upstream
 
 
@@ -34,20 +39,20 @@ class SleepyEngine:
 
     version = "sleepy-1"
 
-    def __init__(self, observe: Callable[[str, float], None] = lambda *_: None) -> None:
-        self.observe = observe
+    def __init__(self, observer: Observer = UNOBSERVED) -> None:
+        self.observer = observer
         self.photos: Counter[str] = Counter()
         self.clicked: list[str] = []
 
     def preannotate(self, photo: Photo) -> Detections:
         self.photos[photo.digest] += 1
         time.sleep(0.02)
-        self.observe("encode", 0.02)
+        self.observer.stage("encode", 0.02)
         return Detections(boxes_xyxy=np.array([[0, 0, 9, 9]]), scores=np.ones(1))
 
     def refine(self, photo: Photo, prompts: list[Prompt]) -> Detections:
         self.clicked.append(photo.digest)
-        self.observe("decode", 0.01)
+        self.observer.stage("decode", 0.01)
         return Detections(boxes_xyxy=np.zeros((len(prompts), 4)), scores=np.ones(len(prompts)))
 
 
@@ -58,22 +63,22 @@ def plain_shelf(monkeypatch: pytest.MonkeyPatch) -> None:
     class Noise:
         photo_rgb = np.random.default_rng(0).integers(0, 255, (1224, 1632, 3), np.uint8)
 
-    monkeypatch.setattr(command, "render_shelf", lambda seed, size_wh: Noise)
-    monkeypatch.setattr(command, "SECONDS_BETWEEN_CLICKS", 0.001)
-    monkeypatch.setattr(command, "IDLE_CLICKS", 5)
+    monkeypatch.setattr(timing, "render_shelf", lambda seed, size_wh: Noise)
+    monkeypatch.setattr(benchmark_engine, "SECONDS_BETWEEN_CLICKS", 0.001)
+    monkeypatch.setattr(benchmark_engine, "IDLE_CLICKS", 5)
 
 
 @pytest.mark.parametrize(
     ("seconds", "median_s", "p95_s"), [([2.0], 2, 2), ([1.0, 3.0], 2, 2.9), (list(range(101)), 50, 95)]
 )
 def test_timing_is_median_and_95th_percentile(seconds: list[float], median_s: float, p95_s: float) -> None:
-    measured = command.timing(seconds)
+    measured = timing.timing(seconds)
     assert (measured.median_s, measured.p95_s, measured.calls) == pytest.approx((median_s, p95_s, len(seconds)))
 
 
 @pytest.mark.usefixtures("plain_shelf")
 def test_photos_have_the_size_asked_for_and_none_comes_twice() -> None:
-    photos = list(itertools.islice(command.shelf_photos(0.5, seed=0), 4))
+    photos = list(itertools.islice(timing.shelf_photos(0.5, seed=0), 4))
     assert len({photo.digest for photo in photos}) == 4
     width, height = photos[0].size_wh
     assert width * height == pytest.approx(0.5e6, rel=0.01)
@@ -81,9 +86,10 @@ def test_photos_have_the_size_asked_for_and_none_comes_twice() -> None:
 
 @pytest.mark.usefixtures("plain_shelf")
 def test_known_clicks_are_on_photos_seen_before_and_new_ones_are_not() -> None:
-    stages = command.Stages()
-    engine = SleepyEngine(observe=stages.observe)
-    result = command.measure_size(engine, 0.1, repeat=2, stages=stages)  # type: ignore[arg-type]
+    stages = benchmark_engine.Stages()
+    engine = SleepyEngine(observer=stages)
+    observed = benchmark_engine.ObservedEngine(engine=engine, stages=stages)
+    (result,) = benchmark_engine.measure_sizes(observed, megapixels=[0.1], repeat=2)
     assert (result.preannotate.calls, result.click_new.calls, result.click_known.calls) == (2, 2, 2)
     known, new = engine.clicked[0::2], engine.clicked[1::2]
     assert set(known) <= set(engine.photos)
@@ -97,15 +103,16 @@ def test_known_clicks_are_on_photos_seen_before_and_new_ones_are_not() -> None:
 
 @pytest.mark.usefixtures("plain_shelf")
 def test_what_a_stage_queued_on_a_gpu_counts_there_and_no_other_measured_call_waits_for_it() -> None:
-    stages = command.Stages()
-    engine = SleepyEngine(observe=stages.observe)
+    stages = benchmark_engine.Stages()
+    engine = SleepyEngine(observer=stages)
     waited_for: list[str] = []
 
     def finish() -> None:
         waited_for.append(list(engine.photos)[-1])
         time.sleep(0.05)
 
-    result = command.measure_size(engine, 0.1, repeat=2, stages=stages, finish=finish)  # type: ignore[arg-type]
+    observed = benchmark_engine.ObservedEngine(engine=engine, stages=stages, finish=finish)
+    result = benchmark_engine.measure_size(observed, 0.1, repeat=2)
     assert result.stages_s["encode"] >= 0.02 + 0.05
     assert result.preannotate.calls == 2
     assert len(set(waited_for)) == 3, "in each round, the warm-up too"
@@ -121,12 +128,16 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_measured() -> 
         )
 
 
-def test_sizes_reach_the_sections_that_tell_them_apart_and_what_memory_does_not_hold_is_missing(
+def test_sizes_reach_the_sections_that_measure_several_and_what_memory_does_not_hold_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     @dataclass(frozen=True)
     class Measured:
         megapixels: float
+
+        @property
+        def double(self) -> float:
+            return 2 * self.megapixels
 
     def measured(*_: object, megapixels: Sequence[float], **__: object) -> Iterator[Measured]:
         for size in megapixels:
@@ -140,18 +151,49 @@ def test_sizes_reach_the_sections_that_tell_them_apart_and_what_memory_does_not_
         (benchmark_parity, "parity"),
     ):
         monkeypatch.setattr(module, f"measure_{name}", measured)
-        monkeypatch.setattr(module, f"print_{name}", lambda _: None)
+    printed: list[Measured] = []
+    silent = {section: (measure, printed.append) for section, (measure, _) in command.SECTIONS.items()}
+    monkeypatch.setattr(command, "SECTIONS", silent)
     sections = [command.Section.upstream, command.Section.generator, command.Section.parity]
     command.benchmark(EngineOptions(device="cpu"), sections, repeat=1, requests=1, megapixels=[3, 5, 16])
-    *told, last = capsys.readouterr().out.splitlines()
-    assert all(json.loads(last)[section] == [{"megapixels": 3}, {"megapixels": 5}] for section in sections)
-    assert told.count("  out of memory after 2 sizes: tried to allocate 13 GiB") == 3
+    *lines, last = capsys.readouterr().out.splitlines()
+    report = json.loads(last)
+    assert all(report[section] == [{"megapixels": size, "double": 2 * size} for size in (3, 5)] for section in sections)
+    assert [result.megapixels for result in printed] == [3, 5] * 3
+    assert lines.count("  out of memory after 2 sizes: tried to allocate 13 GiB") == 3
+
+
+def test_every_section_is_measured_and_printed_by_something() -> None:
+    assert {*command.ENGINE_SECTIONS, *command.SECTIONS} == {*command.Section}
+
+
+@pytest.mark.usefixtures("plain_shelf")
+def test_sections_that_ask_the_engine_share_one_and_the_report_has_its_version(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[SleepyEngine] = []
+
+    @contextmanager
+    def sleepy(_: EngineOptions) -> Iterator[benchmark_engine.ObservedEngine]:
+        stages = benchmark_engine.Stages()
+        opened.append(SleepyEngine(observer=stages))
+        yield benchmark_engine.ObservedEngine(engine=opened[-1], stages=stages)
+
+    monkeypatch.setattr(benchmark_engine, "observed_engine", sleepy)
+    sections = [command.Section.lanes, command.Section.sizes]
+    command.benchmark(EngineOptions(device="cpu"), sections, repeat=1, requests=1, megapixels=[0.1])
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert len(opened) == 1
+    assert list(report) == ["cpus", "machine", "version", "sizes", "lanes", "peak_memory"]
+    assert report["version"] == "sleepy-1"
+    assert list(report["sizes"][0]) == [field.name for field in fields(benchmark_engine.SizeResult)]
+    assert report["lanes"]["p95_ratio"] == report["lanes"]["busy"]["p95_s"] / report["lanes"]["idle"]["p95_s"]
 
 
 @pytest.mark.usefixtures("plain_shelf")
 def test_clicks_go_on_for_as_long_as_the_bulk_work_runs() -> None:
     engine = SleepyEngine()
-    result = command.measure_engine_lanes(engine, photos=3)  # type: ignore[arg-type]
+    result = benchmark_engine.measure_engine_lanes(engine, photos=3)
     assert result.idle.calls == 5
     assert result.busy.calls > 5
     assert result.bulk_s >= 3 * 0.02
@@ -165,7 +207,7 @@ def test_a_failure_of_the_bulk_work_is_not_lost() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        command.measure_lanes(lambda: None, bulk, photos=1)
+        benchmark_engine.measure_lanes(lambda: None, bulk, photos=1)
 
 
 def test_growth_compares_the_end_with_the_first_sample_of_full_caches() -> None:
@@ -184,7 +226,7 @@ def test_the_prompts_sent_are_ones_that_the_backend_understands(region: dict[str
 
 
 @pytest.mark.usefixtures("plain_shelf")
-def test_the_photo_server_gives_ever_different_photos_and_a_broken_one() -> None:
+def test_the_photo_server_gives_ever_different_photos_and_a_damaged_one() -> None:
     with benchmark_http.photo_server(0.05) as address:
         first, again, other, broken = (
             requests.get(f"{address}/{name}.jpg", timeout=5).content for name in ("1", "1", "2", "broken")
@@ -208,42 +250,49 @@ def test_upstreams_generator_and_both_ways_of_the_engine_answer_in_one_run(monke
     (result,) = benchmark_upstream.measure_generator(
         "cpu", repeat=1, config=benchmark_upstream.UPSTREAM_CONFIG, megapixels=[0.25], points_per_side=2
     )
-    timings = (result.upstream, result.upstream_bf16, result.grid, result.lent)
+    timings = (result.upstream, result.upstream_bf16, result.grid, result.detector)
     assert all(measured.calls == 1 and measured.median_s > 0 for measured in timings)
     assert result.masks == 6, "half of twelve"
     assert result.boxes > 0
     assert result.megapixels == 0.25
-    assert list(result.peak_mb) == ["upstream", "upstream_bf16", "grid", "lent"]
+    assert list(result.peak_mb) == ["upstream", "upstream_bf16", "grid", "detector"]
     assert all(0 <= peak < 8000 for peak in result.peak_mb.values())
     assert result.peak_mb["upstream"] > 10
     warm_up, timed = ["set_image", "predict"], ["set_image"]  # the generator passes by the public predict
     assert asked == [*warm_up, *warm_up, *timed, *timed]
 
 
+@pytest.mark.skipif(not benchmark_upstream.RESET_PEAK.exists(), reason="the kernel counts the peak on Linux only")
 def test_the_memory_of_a_call_is_the_most_that_it_took_at_once_beyond_what_was_there() -> None:
     kept = np.ones(50 << 20, np.uint8)
     with benchmark_upstream._peak_beyond_mb(torch.device("cpu")) as peaks:
         for _ in range(2):
             taken = np.ones(200 << 20, np.uint8)
-            time.sleep(0.1)
             del taken
     assert peaks == [pytest.approx(200, rel=0.1)]
     assert kept.any()
 
 
-def test_the_printed_table_of_the_generator_tells_size_speed_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
-    second = command.timing([1.0])
+def test_where_no_memory_is_counted_none_is_printed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(benchmark_upstream, "RESET_PEAK", tmp_path / "none")
+    with benchmark_upstream._peak_beyond_mb(torch.device("cpu")) as peaks:
+        pass
+    assert peaks == []
+
+
+def test_the_printed_table_of_the_generator_has_size_speed_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    second = timing.timing([1.0])
     benchmark_upstream.print_generator(
         benchmark_upstream.GeneratorResult(
             config="any.yaml",
             megapixels=4.0,
             masks=6,
             boxes=7,
-            upstream=command.timing([3.0]),
+            upstream=timing.timing([3.0]),
             upstream_bf16=second,
             grid=second,
-            lent=second,
-            peak_mb={"upstream": 900.4, "upstream_bf16": 700, "grid": 500, "lent": 300},
+            detector=second,
+            peak_mb={"upstream": 900.4, "upstream_bf16": 700, "grid": 500, "detector": 300},
         )
     )
     title, *rows = capsys.readouterr().out.splitlines()
@@ -261,7 +310,7 @@ def test_the_printed_table_of_the_generator_tells_size_speed_and_memory(capsys: 
     ],
     ids=["nothing", "upstream found nothing", "a half and a whole"],
 )
-def test_likeness_is_told_by_size_in_the_networks_input_and_of_all_sizes_last(
+def test_likeness_is_given_by_size_in_the_networks_input_and_of_all_sizes_last(
     boxes: list[list[float]], wanted: list[list[float]], lines: list[tuple[int, int, float]]
 ) -> None:
     shape = np.array(boxes, np.float32).reshape(-1, 4), np.array(wanted, np.float32).reshape(-1, 4)
@@ -310,10 +359,10 @@ def test_upstream_runs_the_network_of_the_checkpoint_where_it_is_one_of_metas(
 def test_random_weights_stand_for_metas_checkpoints_only() -> None:
     with (
         pytest.raises(CommandError, match=r"sam2.1_hiera_tiny.*'facings-nano'"),
-        command.without_weights(EngineOptions(checkpoint="facings-nano")),
+        timing.without_weights(EngineOptions(checkpoint="facings-nano")),
     ):
         pass
-    with command.without_weights(EngineOptions(checkpoint="sam2.1_hiera_tiny", max_detections=7)) as options:
+    with timing.without_weights(EngineOptions(checkpoint="sam2.1_hiera_tiny", max_detections=7)) as options:
         assert find_checkpoint(options.checkpoint, config=options.checkpoint_config, has_gpu=False).config
         assert options.max_detections == 7
 

@@ -118,7 +118,7 @@ def test_a_negative_click_changes_the_box(page: Annotator, task: int, photo: tup
     assert float(overlaps([first], [second])[0, 0]) < 0.999
 
 
-def test_submitting_saves_the_boxes_drawn_ahead_and_the_one_clicked(
+def test_submitting_saves_the_pre_annotated_boxes_and_the_one_clicked(
     studio: Studio, page: Annotator, task: int, photo: tuple[Path, Shelf]
 ) -> None:
     (facing,) = clear_facings(photo[1], 1)

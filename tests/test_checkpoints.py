@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from model.checkpoints import BUNDLED, OFFICIAL, Checkpoint, find_checkpoint, read_weights
 from model.device import Placement
-from model.network import FacingsModule, Network, build_module, load_weights
+from model.network import Network
+from model.sam2_module import FacingsModule, build_module, load_weights
 from model.types import CheckpointError
 
 CPU = Placement(device=torch.device("cpu"), autocast=None, encode_batch=1, decode_batch=16, reason="test")
@@ -78,7 +79,7 @@ def test_the_bundled_checkpoint_is_the_default_without_a_gpu() -> None:
     [
         ("sam2.1_hiera_huge", None, "expected auto, facings-nano, sam2.1_hiera_tiny.* got 'sam2.1_hiera_huge'"),
         ("/nowhere/weights.pt", None, "no file at '/nowhere/weights.pt'"),
-        ("{tmp}/weights.pt", None, "its network is unknown; set CHECKPOINT_CONFIG"),
+        ("{tmp}/weights.pt", None, "its network is unknown; set checkpoint_config"),
     ],
 )
 def test_a_checkpoint_that_cannot_be_had_is_named(
@@ -136,11 +137,11 @@ def test_a_hub_out_of_reach_costs_the_default_a_warning_and_a_name_an_error(tmp_
     """huggingface_hub reads its environment when imported, hence another process. Offline, it gives up at once."""
     environ = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     ran = subprocess.run([sys.executable, "-c", HUB], env=environ, capture_output=True, text=True, check=True)
-    lines = [line for line in ran.stdout.splitlines() if line.startswith(("WARNING NOT", "got", "error"))]
+    lines = [line for line in ran.stdout.splitlines() if line.startswith(("WARNING SAM 2.1", "got", "error"))]
     assert len(lines) == 3, ran.stdout
     assert lines[0].startswith("WARNING NOT RUNNING SAM 2.1 LARGE")
     assert lines[1] == "got facings-nano"
-    assert "sam2.1_hiera_small.pt on another machine and set CHECKPOINT=/path/to/sam2.1_hiera_small.pt" in lines[2]
+    assert "sam2.1_hiera_small.pt on another machine and give its path as the checkpoint: /path/to/" in lines[2]
 
 
 def test_a_checkpoints_version_follows_its_content(tmp_path: Path) -> None:

@@ -4,24 +4,34 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import typer
+from conftest import Studio
+from fakes import FakeEngine
 from PIL import Image
 from typer.testing import CliRunner
 
-from backend.bulk.jobs import BROKEN_PHOTOS_STATUS
+import model
+from backend import service
+from backend.bulk.service import BulkService
 from backend.errors import CommandError, OptionError
-from backend.label_studio.project import Unavailable
+from backend.label_studio.retry import Unavailable
+from backend.settings import Settings
+from model import EngineOptions, Lane, Sam2Engine, version_of
 from model.types import CheckpointError, Detections, Photo
 from scripts import bulk_commands, cli, model_commands, options
 from scripts.console import track
+from scripts.demo.demo import LABEL_CONFIG
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("serve", "demo", "preannotate", "tighten", "evaluate", "train", "export", "benchmark")
+STUDIO = ("--url", "http://127.0.0.1:9", "--api-key", "k")  # nothing listens there
+COMMANDS = ("serve", "demo", "preannotate", "evaluate", "train", "export", "benchmark")
+PROJECT_COMMANDS = ("project preannotate", "project tighten", "project export")
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -32,22 +42,31 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(caught.value.code or 0)
 
 
-def test_the_command_lists_its_subcommands() -> None:
-    shown = CliRunner().invoke(cli.app, ["--help"]).output
-    assert all(f"\n  {name} " in shown for name in COMMANDS)
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_the_command_lists_its_subcommands(arguments: list[str]) -> None:
+    printed = CliRunner().invoke(cli.app, arguments).output
+    assert all(f"\n  {name} " in printed for name in (*COMMANDS, "project"))
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_the_project_command_lists_its_subcommands(arguments: list[str]) -> None:
+    printed = CliRunner().invoke(cli.app, ["project", *arguments]).output
+    assert all(f"\n  {name.split()[1]} " in printed for name in PROJECT_COMMANDS)
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, *PROJECT_COMMANDS])
 def test_each_subcommand_shows_examples_of_itself(name: str) -> None:
-    result = CliRunner().invoke(cli.app, [name, "--help"])
+    result = CliRunner().invoke(cli.app, [*name.split(), "--help"])
     assert result.exit_code == 0
     _, _, examples = result.output.partition("Examples:")
     assert f"\n    facings {name}" in examples
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [*COMMANDS, *PROJECT_COMMANDS])
 def test_examples_use_only_options_that_exist(name: str) -> None:
-    command = typer.main.get_command(cli.app).commands[name]  # type: ignore[attr-defined]
+    command: Any = typer.main.get_command(cli.app)
+    for word in name.split():
+        command = command.commands[word]
     known = {option for parameter in command.params for option in parameter.opts}
     lines = [line.split() for line in (command.help or "").splitlines() if line.strip().startswith("facings")]
     assert {word for words in lines for word in words if word.startswith("--")} <= known
@@ -58,18 +77,18 @@ def test_help_loads_nothing_heavy() -> None:
         "import sys\n"
         "from typer.testing import CliRunner\n"
         "from scripts.cli import app\n"
-        "for name in sys.argv[1:]: CliRunner().invoke(app, [name, '--help'])\n"
+        "for name in sys.argv[1:]: CliRunner().invoke(app, [*name.split(), '--help'])\n"
         "print(*({'torch', 'numpy', 'flask', 'model', 'sam2'} & set(sys.modules)))"
     )
-    command = [sys.executable, "-c", code, *COMMANDS]
-    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert shown.stdout.strip() == ""
+    command = [sys.executable, "-c", code, *COMMANDS, *PROJECT_COMMANDS]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == ""
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
-        (["preannotate", "--photos", "{tmp}/none", "--out", "{tmp}/b.json"], "none': expected a folder"),
+        (["preannotate", "{tmp}/none", "--out", "{tmp}/b.json"], "none': expected a photo or a folder"),
         (
             ["train", "--out", "{tmp}", "--labels", "{tmp}/a.json"],
             "of its photos in --photos",
@@ -78,16 +97,25 @@ def test_help_loads_nothing_heavy() -> None:
         (["train", "--out", "{tmp}", "--labels", "{tmp}/a.json", "--photos", "{tmp}"], "a.json': cannot be read"),
         (["train", "--out", "{tmp}", "--labels", "{tmp}/empty.json", "--photos", "{tmp}"], "expected COCO"),
         (["train", "--out", "{tmp}", "--from", "{tmp}/none.safetensors"], "none.safetensors': cannot be read"),
-        (["preannotate", "--photos", "{tmp}", "--out", "{tmp}/b.json"], "found none"),
-        (["preannotate"], "either --photos or --project"),
-        (["preannotate", "--photos", "{tmp}", "--out", "{tmp}/b.json", "--view", "3"], "--view: does not go with"),
-        (["preannotate", "--project", "3", "--draw", "{tmp}"], "--draw: does not go with --project"),
-        (["preannotate", "--project", "3", "--out", "{tmp}/b.json", "--format", "voc"], "--format: expected coco"),
-        (["preannotate", "--project", "3"], "--url or LABEL_STUDIO_URL"),
-        (["preannotate", "--project", "3", "--url", "http://127.0.0.1:9"], "--api-key or LABEL_STUDIO_API_KEY"),
-        (["preannotate", "--project", "3", "--url", "http://a.example", "--api-key", "k", "--ids", "x"], "got 'x'"),
-        (["preannotate", "--project", "3", "--report", "{tmp}/no/r.json"], "--report"),
-        (["preannotate", "--photos", "{tmp}", "--out", "{tmp}/no/b.json"], "existing folder"),
+        (["preannotate", "{tmp}", "--out", "{tmp}/b.json"], "found none"),
+        (["preannotate", "{tmp}"], "--out: expected a file"),
+        (["preannotate", "{tmp}", "--out", "{tmp}"], "--out '{tmp}': expected a file"),
+        (["preannotate", "{tmp}", "--out", "{tmp}/b.json", "--report", "{tmp}/b.json"], "expected different paths"),
+        (["preannotate", "{tmp}", "--out", "{tmp}/b.json", "--draw", "{tmp}/drawn"], "--draw"),
+        (["preannotate", "{tmp}", "--out", "{tmp}/b.json", "--format", "voc"], "--format: expected coco"),
+        (["preannotate", "{tmp}", "--out", "{tmp}/no/b.json"], "existing folder"),
+        (["project", "preannotate", "3"], "--url or LABEL_STUDIO_URL"),
+        (["project", "preannotate", "3", "--url", "http://127.0.0.1:9"], "--api-key or LABEL_STUDIO_API_KEY"),
+        (["project", "preannotate", "3", *STUDIO, "--ids", "x"], "got 'x'"),
+        (["project", "preannotate", "3", *STUDIO, "--ids", "5", "--view", "2"], "expected --ids or --view, got both"),
+        (["project", "preannotate", "3", *STUDIO, "--shard", "9/8"], "from 1/8 to 8/8, got '9/8'"),
+        (["project", "preannotate", "3", *STUDIO, "--shard", "2"], "from 1/8 to 8/8, got '2'"),
+        (["project", "preannotate", "3", *STUDIO, "--actors", "2"], "expected --ray, too"),
+        (["project", "preannotate", "3", *STUDIO, "--report", "{tmp}/no/r.json"], "--report"),
+        (["project", "preannotate", "3", *STUDIO, "--retry-budget", "0"], "Label Studio at http://127.0.0.1:9"),
+        (["project", "tighten", "3", *STUDIO, "--from", "drafts"], "--from: expected predictions"),
+        (["project", "export", "3", *STUDIO], "--out: expected a file"),
+        (["project", "export", "3", *STUDIO, "--out", "{tmp}/b.json", "--format", "voc"], "--format: expected coco"),
         (["evaluate", "--photos", "{tmp}", "--coco", "{tmp}/none.json"], "No such file or directory"),
         (["evaluate", "--photos", "{tmp}", "--coco", "{tmp}/empty.json"], "expected COCO"),
         (["export", "--out", "{tmp}/no/such"], "No such file or directory: '{tmp}/no/such'"),
@@ -103,17 +131,17 @@ def test_expected_failures_are_one_line_and_a_status(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     arguments: list[str],
-    told: str,
+    message: str,
 ) -> None:
     (tmp_path / "empty.json").write_text("")
     for variable in ("LABEL_STUDIO_URL", "LABEL_STUDIO_API_KEY"):
         monkeypatch.delenv(variable, raising=False)
-    assert run(monkeypatch, *(argument.format(tmp=tmp_path) for argument in arguments)) in (1, 2)
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert shown.err.startswith("facings: ")
-    assert told.format(tmp=tmp_path) in shown.err
-    assert shown.err.count("\n") == 1
+    assert run(monkeypatch, *(argument.format(tmp=tmp_path) for argument in arguments)) in (1, 2, 4)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("facings: ")
+    assert message.format(tmp=tmp_path) in printed.err
+    assert printed.err.count("\n") == 1
 
 
 def test_a_score_threshold_is_the_engines_and_so_part_of_its_version() -> None:
@@ -129,7 +157,7 @@ def test_a_score_threshold_is_the_engines_and_so_part_of_its_version() -> None:
         (Unavailable("Label Studio at http://a.example: no answer"), 4),
     ],
 )
-def test_errors_are_told_without_a_traceback_and_the_status_tells_their_kind(
+def test_errors_are_one_line_without_a_traceback_and_the_status_tells_their_kind(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, status: int
 ) -> None:
     def fail() -> None:
@@ -154,37 +182,108 @@ def test_a_wrong_option_is_a_usage_error(monkeypatch: pytest.MonkeyPatch, capsys
     assert "Traceback" not in capsys.readouterr().err
 
 
-class CornerEngine:
+class CornerEngine(FakeEngine):
     """One box in the corner of any photo."""
 
-    name, version, score_threshold = "corner", "corner-1", 0.5
-
-    def preannotate(self, photo: Photo, *, score_threshold: float | None = None, lane: str = "bulk") -> Detections:
+    def preannotate(
+        self,
+        photo: Photo,
+        *,
+        score_threshold: float | None = None,
+        lane: Lane = "bulk",
+        deadline: float | None = None,
+    ) -> Detections:
         return Detections(boxes_xyxy=np.array([[0, 0, 4, 4]], np.float32), scores=np.array([0.9], np.float32))
 
 
 @pytest.fixture
 def corner_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
-    def opened(_: object) -> Iterator[CornerEngine]:
+    def opened_service(_: Settings) -> Iterator[BulkService]:
+        yield BulkService.open(Settings(), engine=CornerEngine())
+
+    @contextmanager
+    def opened_engine(_: EngineOptions) -> Iterator[CornerEngine]:
         yield CornerEngine()
 
-    for module in (bulk_commands, model_commands):
-        monkeypatch.setattr(module, "open_engine", opened)
-        monkeypatch.setattr(module, "engine_options", lambda *_: None)
+    monkeypatch.setattr(bulk_commands, "open_bulk_service", opened_service)
+    monkeypatch.setattr(model_commands, "open_engine", opened_engine)
 
 
-@pytest.mark.parametrize(("broken", "status"), [(False, 0), (True, BROKEN_PHOTOS_STATUS)])
+@pytest.mark.parametrize(("is_broken", "status"), [(False, 0), (True, 3)])
 @pytest.mark.usefixtures("corner_engine")
-def test_preannotate_writes_boxes_and_its_status_tells_of_broken_photos(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broken: bool, status: int
+def test_preannotate_writes_boxes_and_its_status_tells_of_failed_photos(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_broken: bool, status: int
 ) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    if broken:
+    if is_broken:
         (tmp_path / "b.png").write_bytes(b"")
+    out, report = tmp_path / "boxes.json", tmp_path / "report.json"
+    assert run(monkeypatch, "preannotate", str(tmp_path), "--out", str(out), "--report", str(report)) == status
+    written = json.loads(out.read_text())
+    assert [image["file_name"] for image in written["images"]] == ["a.png"]
+    assert [row["bbox"] for row in written["annotations"]] == [[0, 0, 4, 4]]
+    assert len(json.loads(report.read_text())["failures"]) == is_broken
+
+
+@pytest.mark.usefixtures("corner_engine")
+def test_files_and_folders_go_together_and_a_limit_takes_the_first_photos(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("one.png", "store/a.png", "store/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), name[-5:-4].encode()[0] * 0x010101).save(tmp_path / name)
     out = tmp_path / "boxes.json"
-    assert run(monkeypatch, "preannotate", "--photos", str(tmp_path), "--out", str(out)) == status
-    assert [(row["file_name"], row["bbox"]) for row in json.loads(out.read_text())] == [("a.png", [0, 0, 4, 4])]
+    places = [str(tmp_path / "one.png"), str(tmp_path / "store")]
+    assert run(monkeypatch, "preannotate", *places, "--out", str(out), "--limit", "2") == 0
+    assert [image["file_name"] for image in json.loads(out.read_text())["images"]] == ["one.png", "a.png"]
+
+
+@pytest.fixture
+def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("expected no network to be built")
+
+    for module in (model, model.engine, service):
+        monkeypatch.setattr(module, "Sam2Engine", refuse)
+    monkeypatch.setattr(model.engine, "Network", refuse)
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_a_dry_run_of_photos_builds_no_network_and_writes_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "notes.txt").touch()
+    assert run(monkeypatch, "preannotate", str(tmp_path), "--out", str(tmp_path / "boxes.json"), "--dry-run") == 0
+    assert capsys.readouterr().out == f"would box 1 photos into {tmp_path}/boxes.json\nleft out 1: 1 .txt\n"
+    assert not (tmp_path / "boxes.json").exists()
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_a_dry_run_of_a_project_builds_no_network(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], studio: Studio
+) -> None:
+    number = studio.client.create_project("dry", LABEL_CONFIG.read_text())
+    studio.client.import_tasks(number, [{"image": "/data/none.jpg"}] * 2)
+    access = ["--url", studio.url, "--api-key", studio.account.token]
+    options = ["--checkpoint", "facings-nano", "--device", "cpu", "--dry-run"]
+    assert run(monkeypatch, "project", "preannotate", str(number), *access, *options) == 0
+    version = version_of(EngineOptions(checkpoint="facings-nano", device="cpu"))
+    assert capsys.readouterr().out == f"would add predictions of {version} on 2 tasks of project {number} ('dry')\n"
+
+
+@pytest.mark.parametrize(
+    "engine_options",
+    [
+        EngineOptions(checkpoint="facings-nano", device="cpu"),
+        EngineOptions(checkpoint="facings-nano", device="cpu", score_threshold=0.25, proposals="grid"),
+    ],
+)
+def test_the_version_of_a_dry_run_is_that_of_the_engine(engine_options: EngineOptions) -> None:
+    with closing(Sam2Engine(engine_options)) as engine:
+        engine.wait_ready()
+        assert version_of(engine_options) == engine.version
 
 
 @pytest.mark.usefixtures("corner_engine")
@@ -198,9 +297,9 @@ def test_evaluate_ends_with_json(
     }
     (tmp_path / "coco.json").write_text(json.dumps(coco))
     assert run(monkeypatch, "evaluate", "--photos", str(tmp_path), "--coco", str(tmp_path / "coco.json")) == 0
-    shown = capsys.readouterr()
-    assert json.loads(shown.out.splitlines()[-1])["ap"] == 1
-    assert "evaluate: 1/1" in shown.err
+    printed = capsys.readouterr()
+    assert json.loads(printed.out.splitlines()[-1])["ap"] == 1
+    assert "evaluate: 1/1" in printed.err
 
 
 @pytest.mark.parametrize("items", [[], [1], [1, 2, 3]])
@@ -208,6 +307,6 @@ def test_progress_passes_everything_through_and_stays_off_standard_output(
     capsys: pytest.CaptureFixture[str], items: list[int]
 ) -> None:
     assert list(track(items, total=len(items), label="things")) == items
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert f"things: {len(items)}/{len(items)}" in shown.err
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert f"things: {len(items)}/{len(items)}" in printed.err

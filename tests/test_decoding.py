@@ -14,14 +14,14 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from backend.errors import PhotoBroken, PhotoError, PhotoTooLarge
+from backend.errors import PhotoDecodeError, PhotoError, PhotoTooLarge
 from backend.photos.decoding import decode_photo
 
 Pixels = npt.NDArray[np.uint8]
 
 
 def decoded(content: bytes, *, content_type: str = "", max_pixels: int = 1_000_000) -> Pixels:
-    return decode_photo(content, shown="http://h/a.jpg", content_type=content_type, max_pixels=max_pixels).pixels
+    return decode_photo(content, content_type=content_type, max_pixels=max_pixels).pixels
 
 
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -73,7 +73,6 @@ def test_exif_orientation_is_applied_to_the_pixels(orientation: int) -> None:
     ("kind", "options"),
     [
         ("JPEG", {"exif": exif(6), "quality": 95, "subsampling": 0}),
-        ("WEBP", {"exif": exif(6), "lossless": True}),
         ("AVIF", {"exif": exif(6), "quality": 95, "subsampling": "4:4:4"}),
         ("TIFF", {"tiffinfo": {0x0112: 6}}),
         ("TIFF", {"tiffinfo": {0x0112: 6}, "compression": "tiff_deflate"}),
@@ -88,8 +87,9 @@ def test_every_format_with_an_orientation_comes_upright_once(kind: str, options:
 
 def test_an_orientation_that_browsers_do_not_read_is_not_applied() -> None:
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
-    content = saved(Image.fromarray(corners()), "WEBP", lossless=True, xmp=xmp)
-    np.testing.assert_array_equal(decoded(content), corners())
+    for metadata in ({"xmp": xmp}, {"exif": exif(6)}):  # Chromium shows WebP as it is stored
+        content = saved(Image.fromarray(corners()), "WEBP", lossless=True, **metadata)
+        np.testing.assert_array_equal(decoded(content), corners())
 
 
 def test_a_damaged_exif_block_costs_nothing_but_the_orientation() -> None:
@@ -198,29 +198,29 @@ JPEG = saved(Image.fromarray(NOISE), "JPEG")
 @pytest.mark.parametrize(
     ("content", "content_type", "error", "words"),
     [
-        (b"", "", PhotoBroken, "got 0 bytes"),
-        (b"", "image/jpeg", PhotoBroken, "got 0 bytes of 'image/jpeg'"),
-        (b"\x00" * 100, "", PhotoBroken, "got 100 bytes that begin with"),
+        (b"", "", PhotoDecodeError, "got 0 bytes"),
+        (b"", "image/jpeg", PhotoDecodeError, "got 0 bytes of 'image/jpeg'"),
+        (b"\x00" * 100, "", PhotoDecodeError, "got 100 bytes that begin with"),
         (
             b"<!DOCTYPE html><p>Log in",
             "text/html",
-            PhotoBroken,
+            PhotoDecodeError,
             "24 bytes of 'text/html' that begin with b'<!DOCTYPE ht",
         ),
-        (b'{"detail": "no"}', "application/json", PhotoBroken, "of 'application/json'"),
-        (JPEG[:2], "", PhotoBroken, "expected a JPEG, PNG"),
-        (JPEG[: len(JPEG) // 2], "", PhotoBroken, "expected a whole JPEG image, got a damaged one: .*truncated"),
-        (saved(Image.fromarray(NOISE), "PNG")[:-500], "", PhotoBroken, "expected a whole PNG image"),
-        (saved(Image.fromarray(NOISE), "GIF")[:200], "", PhotoBroken, "expected a"),
-        (saved(Image.fromarray(NOISE), "WEBP")[:200], "", PhotoBroken, "expected a"),
-        (saved(Image.fromarray(NOISE), "TIFF")[:5000], "", PhotoBroken, "expected a"),
-        (saved(Image.fromarray(NOISE), "PPM"), "", PhotoBroken, "expected a JPEG, PNG"),
-        (saved(Image.fromarray(NOISE), "PCX"), "", PhotoBroken, "expected a JPEG, PNG"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "", PhotoBroken, "expected a JPEG, PNG"),
+        (b'{"detail": "no"}', "application/json", PhotoDecodeError, "of 'application/json'"),
+        (JPEG[:2], "", PhotoDecodeError, "expected a JPEG, PNG"),
+        (JPEG[: len(JPEG) // 2], "", PhotoDecodeError, "a whole image, got one that ends early: 75% of it is missing"),
+        (saved(Image.fromarray(NOISE), "PNG")[:-2000], "", PhotoDecodeError, "ends early: 1.% of it is missing"),
+        (saved(Image.fromarray(NOISE), "GIF")[:200], "", PhotoDecodeError, "expected a"),
+        (saved(Image.fromarray(NOISE), "WEBP")[:200], "", PhotoDecodeError, "expected a"),
+        (saved(Image.fromarray(NOISE), "TIFF")[:5000], "", PhotoDecodeError, "expected a"),
+        (saved(Image.fromarray(NOISE), "PPM"), "", PhotoDecodeError, "expected a JPEG, PNG"),
+        (saved(Image.fromarray(NOISE), "PCX"), "", PhotoDecodeError, "expected a JPEG, PNG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "", PhotoDecodeError, "expected a JPEG, PNG"),
         (png_that_claims(60_000, 60_000), "", PhotoTooLarge, "at most 4,096 pixels, got more"),
         (png_that_claims(10_000, 10_000), "", PhotoTooLarge, "at most 4,096 pixels, got "),
         (png_that_claims(65, 64), "", PhotoTooLarge, "at most 4,096 pixels, got 65 x 64"),
-        (png_that_claims(64, 64), "", PhotoBroken, "expected a whole PNG image"),
+        (png_that_claims(64, 64), "", PhotoDecodeError, "ends early: 99% of it is missing"),
     ],
 )
 def test_what_is_no_photo_is_refused_with_one_line(
@@ -229,7 +229,7 @@ def test_what_is_no_photo_is_refused_with_one_line(
     with pytest.raises(PhotoError, match=words) as caught:
         decoded(content, content_type=content_type, max_pixels=4096)
     assert type(caught.value) is error
-    assert str(caught.value).startswith("'http://h/a.jpg': expected ")
+    assert str(caught.value).startswith("expected ")
     assert "\n" not in str(caught.value)
 
 

@@ -15,11 +15,14 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import ACCOUNT
 
-from scripts.demo.demo import ROOT, render_samples
-from scripts.demo.label_studio_server import Client
+from backend.errors import CommandError
+from scripts.demo.demo import ROOT
+from scripts.demo.label_studio_client import Client
+from scripts.demo.photos import demo_photos, render_samples
 from scripts.demo.processes import LOOPBACK, free_port, port_in_use
 
 
@@ -51,6 +54,11 @@ def running_demo(*options: str | Path | int) -> Iterator[tuple[subprocess.Popen[
             process.send_signal(signal.SIGTERM)
 
 
+def libraries_of(pid: int) -> set[str]:
+    """Names of the files that a process has in its memory."""
+    return {Path(region.path).name for region in psutil.Process(pid).memory_maps()}
+
+
 def test_the_demo_stands_with_boxed_photos_until_interrupted_and_a_second_run_finds_them(
     migrated_data: Path, tmp_path: Path
 ) -> None:
@@ -67,6 +75,7 @@ def test_the_demo_stands_with_boxed_photos_until_interrupted_and_a_second_run_fi
             assert ACCOUNT.email in printed
             assert ACCOUNT.password in printed
             url, project = re.search(r"(http://\S+)/projects/(\d+)/data", printed).groups()
+            assert not libraries_of(process.pid) & {"libtorch_cpu.so", "libtorch.so", "cv2.abi3.so"}
             tasks = Client(url, ACCOUNT.token).tasks(int(project))
             found.append([(task["id"], len(task["predictions"])) for task in tasks])
             process.send_signal(stop)
@@ -75,6 +84,26 @@ def test_the_demo_stands_with_boxed_photos_until_interrupted_and_a_second_run_fi
 
     assert [predictions for _, predictions in found[0]] == [1, 1]
     assert found[1] == found[0]
+
+
+def test_sample_shelves_are_rendered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (path,) = render_samples(tmp_path, [3], (320, 240))
+    monkeypatch.setattr("model.renderer.shelves.render_shelf", lambda *_: pytest.fail("rendered again"))
+    assert render_samples(tmp_path, [3], (320, 240)) == [path]
+
+
+def test_the_photos_of_a_folder_keep_their_folders_in_their_names_and_what_is_left_out_is_counted(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    render_samples(tmp_path / "store 1", [3], (320, 240))
+    (tmp_path / "notes.txt").touch()
+    assert demo_photos(tmp_path, tmp_path) == {"store_1--shelf-3.jpg": tmp_path / "store 1" / "shelf-3.jpg"}
+    assert "left out 1: 1 .txt" in capfd.readouterr().err
+
+
+def test_a_folder_without_photos_ends_the_demo_with_one_line(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match=r"expected photos .*found none"):
+        demo_photos(tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize(("option", "variable"), [("--port", "PORT"), ("--label-studio-port", "LS_PORT")])

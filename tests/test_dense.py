@@ -1,8 +1,8 @@
-"""All facings of a photo from a checkpoint without a proposal head: lent proposals, or the grid of sam2's generator."""
+"""All facings of a photo, from a checkpoint without a detector head too: prompted with a detector's boxes, or with the
+grid of SAM 2's generator. And all facings of a panorama."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,7 +17,6 @@ from model.device import Placement
 from model.network import Network
 from model.proposer import point_grid
 from model.renderer.shelves import Shelf, render_shelf
-from model.stages import untimed
 from model.tiling import Tile
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # in sam2
@@ -38,8 +37,16 @@ def engine_of(checkpoint: Checkpoint, **options: object) -> Engine:
 
 
 @pytest.fixture(scope="module")
-def lent(headless: Checkpoint) -> Iterator[Engine]:
+def prompted(headless: Checkpoint) -> Iterator[Engine]:
     engine = engine_of(headless)
+    engine.wait_ready(120)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Iterator[Engine]:
+    engine = Sam2Engine(EngineOptions(checkpoint="facings-nano", device="cpu"))
     engine.wait_ready(120)
     yield engine
     engine.close()
@@ -50,34 +57,36 @@ def shelf() -> Shelf:
     return render_shelf(21, (1600, 1200))
 
 
-def test_a_checkpoint_without_a_head_redraws_what_the_bundled_one_proposes(lent: Engine, shelf: Shelf) -> None:
+def test_a_checkpoint_without_a_head_is_prompted_with_the_boxes_of_the_bundled_one(
+    bundled: Engine, prompted: Engine, shelf: Shelf
+) -> None:
     photo = Photo(pixels=shelf.photo_rgb)
-    bundled = Sam2Engine(EngineOptions(checkpoint="facings-nano", device="cpu"))
-    proposed, redrawn = bundled.preannotate(photo), lent.preannotate(photo)
-    bundled.close()
-    overlap = iou_matrix(redrawn.boxes_xyxy, proposed.boxes_xyxy)
-    assert 0.9 * len(proposed) <= len(redrawn) <= len(proposed)
+    detected, refined = bundled.preannotate(photo), prompted.preannotate(photo)
+    overlap = iou_matrix(refined.boxes_xyxy, detected.boxes_xyxy)
+    assert 0.9 * len(detected) <= len(refined) <= len(detected)
     assert overlap.max(1).min() >= 0.5
-    assert not np.isclose(overlap.max(1), 1).all(), "nothing was redrawn"
-    assert redrawn.scores == pytest.approx(proposed.scores[overlap.argmax(1)])
-    assert (iou_matrix(redrawn.boxes_xyxy, shelf.boxes_xyxy).max(0) > 0.5).mean() > 0.6
+    assert not np.isclose(overlap.max(1), 1).all(), "no box was changed"
+    assert refined.scores == pytest.approx(detected.scores[overlap.argmax(1)])
+    assert (iou_matrix(refined.boxes_xyxy, shelf.boxes_xyxy).max(0) > 0.5).mean() > 0.6
 
 
-def test_the_proposers_threshold_holds_for_the_checkpoint_it_is_lent_to(lent: Engine) -> None:
-    assert lent.score_threshold == pytest.approx(0.7)
+def test_the_threshold_is_that_of_the_detector(prompted: Engine) -> None:
+    assert prompted.score_threshold == pytest.approx(0.7)
 
 
-def test_clicks_are_answered_by_the_checkpoint_itself_without_what_was_lent(lent: Engine, shelf: Shelf) -> None:
+def test_clicks_are_answered_by_the_checkpoint_itself_without_the_detectors_boxes(
+    prompted: Engine, shelf: Shelf
+) -> None:
     photo = Photo(pixels=np.roll(shelf.photo_rgb, 23, axis=1))
     middles = (shelf.boxes_xyxy[:8, :2] + shelf.boxes_xyxy[:8, 2:]) / 2
     clicks = [Prompt(points_xy=middle[None], is_foreground=np.ones(1)) for middle in middles]
-    before = lent.refine(photo, clicks)
-    lent.preannotate(photo)
-    assert lent.refine(photo, clicks).boxes_xyxy == pytest.approx(before.boxes_xyxy, abs=1)
+    before = prompted.refine(photo, clicks)
+    prompted.preannotate(photo)
+    assert prompted.refine(photo, clicks).boxes_xyxy == pytest.approx(before.boxes_xyxy, abs=1)
 
 
-def test_versions_tell_where_the_boxes_came_from(headless: Checkpoint, lent: Engine) -> None:
-    versions = {lent.version}
+def test_versions_tell_where_the_boxes_came_from(headless: Checkpoint, prompted: Engine) -> None:
+    versions = {prompted.version}
     for proposals in ("grid", "learned"):
         engine = engine_of(headless, proposals=proposals)
         engine.wait_ready(120)
@@ -88,11 +97,11 @@ def test_versions_tell_where_the_boxes_came_from(headless: Checkpoint, lent: Eng
 
 
 @pytest.mark.parametrize(("proposals", "is_asked"), [("auto", True), ("grid", True), ("learned", False)])
-def test_where_nothing_is_proposed_the_grid_is_asked(
+def test_where_nothing_is_detected_the_grid_is_asked(
     headless: Checkpoint, monkeypatch: pytest.MonkeyPatch, proposals: str, is_asked: bool
 ) -> None:
     asked = []
-    monkeypatch.setattr("model.detect.PointGrid.rounds", lambda _, size: [point_grid(2, size).numpy()])
+    monkeypatch.setattr("model.detect.point_grid", lambda _, size: point_grid(2, size))
     monkeypatch.setattr("model.detect.ask_grid", lambda *given, **named: asked.append(1) or ask_grid(*given, **named))
     engine = engine_of(headless, proposals=proposals)
     engine.preannotate(GREY)
@@ -100,26 +109,82 @@ def test_where_nothing_is_proposed_the_grid_is_asked(
     assert bool(asked) is is_asked
 
 
-@pytest.mark.parametrize("points_per_side", [1, 2, 6, 32])
-def test_the_rounds_of_a_grid_ask_each_of_its_points_once(points_per_side: int) -> None:
-    rounds = PointGrid(points_per_side=points_per_side).rounds(1024)
-    assert sorted(np.concatenate(rounds).tolist()) == sorted(point_grid(points_per_side, 1024).tolist())
-
-
-def test_points_in_objects_that_are_surely_found_are_not_asked_again(
+def test_the_grid_asks_each_of_its_points_once_in_batches_that_the_device_holds(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of what the bundled checkpoint answers to points, hardly anything is as sure as the engine wants it."""
     network = Network(find_checkpoint("facings-nano", config=None, has_gpu=False), CPU)
     (features,) = network.encode(shelf.photo_rgb, [Tile(left=0, top=0, side=600, size=1024, level=1)])
     decode, asked = network.decode, []
     monkeypatch.setattr(
-        network, "decode", lambda prompts, multimask: asked.extend(prompts) or decode(prompts, multimask=multimask)
+        network, "decode", lambda prompts, multimask: asked.append(prompts) or decode(prompts, multimask=multimask)
     )
-    boxes = {}
-    for sure_score in (math.inf, 0.6):
-        grid = PointGrid(points_per_side=8, min_score=0.6, min_stability=0.7, sure_score=sure_score, sure_stability=0.7)
-        asked.clear()
-        boxes[sure_score], _ = result_of(ask_grid(network, features, grid, timed=untimed))
-        assert (len(asked) < 64) is (sure_score == 0.6)
-    assert (iou_matrix(boxes[math.inf], boxes[0.6]).max(1) > 0.5).mean() > 0.8
+    grid = PointGrid(points_per_side=6, min_score=0.6, min_stability=0.7)
+    boxes, scores = result_of(ask_grid(network, features, grid))
+    points = [prompt.points_xy[0].tolist() for batch in asked for prompt in batch]
+    assert sorted(points) == sorted(point_grid(6, 1024).tolist())
+    assert max(map(len, asked)) == CPU.decode_batch
+    assert len(boxes) == len(scores) > 0
+    assert (scores > 0.6).all()
+
+
+@pytest.fixture(scope="module")
+def panorama() -> list[Shelf]:
+    """Photos of shelves, to be joined side by side."""
+    return [render_shelf(seed, (900, 900), facing_px=75) for seed in range(30, 35)]
+
+
+def joined(shelves: list[Shelf]) -> tuple[Photo, np.ndarray]:
+    """One photo of all shelves, with their boxes."""
+    boxes = [shelf.boxes_xyxy + np.float32([900 * i, 0, 900 * i, 0]) for i, shelf in enumerate(shelves)]
+    return Photo(pixels=np.concatenate([shelf.photo_rgb for shelf in shelves], axis=1)), np.concatenate(boxes)
+
+
+def turned(photo: Photo) -> Photo:
+    """By a quarter to the left."""
+    return Photo(pixels=np.ascontiguousarray(np.rot90(photo.pixels)))
+
+
+def found_share(found: np.ndarray, truth: np.ndarray) -> float:
+    return float((iou_matrix(found, truth).max(0) > 0.5).mean())
+
+
+def test_a_panorama_has_about_as_many_facings_as_its_parts(bundled: Engine, panorama: list[Shelf]) -> None:
+    photo, truth = joined(panorama)
+    alone = [bundled.preannotate(Photo(pixels=shelf.photo_rgb)) for shelf in panorama]
+    found = bundled.preannotate(photo)
+    assert sum(map(len, alone)) > 100
+    assert 0.85 <= len(found) / sum(map(len, alone)) <= 1.15
+    shares = [found_share(one.boxes_xyxy, shelf.boxes_xyxy) for one, shelf in zip(alone, panorama, strict=True)]
+    assert found_share(found.boxes_xyxy, truth) > 0.9 * np.mean(shares)
+
+
+def test_a_panorama_in_portrait_has_about_as_many_facings_as_its_parts(bundled: Engine, panorama: list[Shelf]) -> None:
+    """The shelves lie on their side, in the panorama as in the parts."""
+    parts = [turned(Photo(pixels=shelf.photo_rgb)) for shelf in panorama]
+    alone = sum(len(bundled.preannotate(part)) for part in parts)
+    assert alone > 50
+    assert 0.8 <= len(bundled.preannotate(turned(joined(panorama)[0]))) / alone <= 1.2
+
+
+def test_a_checkpoint_without_a_head_finds_the_facings_of_a_panorama_too(
+    bundled: Engine, prompted: Engine, panorama: list[Shelf]
+) -> None:
+    photo, _ = joined(panorama)
+    assert len(prompted.preannotate(photo)) > 0.8 * len(bundled.preannotate(photo))
+
+
+def test_clicks_on_a_panorama_give_the_boxes_of_their_objects(bundled: Engine, panorama: list[Shelf]) -> None:
+    photo, truth = joined(panorama)
+    boxes = truth[::9]
+    clicks = [Prompt(points_xy=box.reshape(1, 2, 2).mean(1), is_foreground=np.ones(1)) for box in boxes]
+    found = bundled.refine(photo, clicks)
+    assert np.median(iou_matrix(found.boxes_xyxy, boxes).diagonal()) > 0.5
+
+
+def test_boxes_beyond_the_limit_are_left_out_with_a_warning(
+    headless: Checkpoint, shelf: Shelf, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = engine_of(headless, max_detections=7)
+    assert len(engine.preannotate(Photo(pixels=shelf.photo_rgb))) <= 7
+    engine.close()
+    assert "only the best 7 kept: max_detections" in caplog.text

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-import model.network
-from model import DeadlineExceeded, Detections, Engine, EngineOptions, NotReady, Photo, Prompt, Sam2Engine
+import model.sam2_module
+from model import DeadlineExceeded, Detections, Engine, EngineOptions, Lane, NotReady, Photo, Prompt, Sam2Engine, Stage
 from model.boxes import iou_matrix
 from model.renderer.shelves import Shelf, render_shelf
 from model.tiling import tile_for_box
@@ -34,6 +33,20 @@ def shelf() -> Shelf:
 @pytest.fixture(scope="module")
 def photo(shelf: Shelf) -> Photo:
     return Photo(pixels=shelf.photo_rgb)
+
+
+class Seen:
+    """An observer that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.lanes: dict[Lane, list[float]] = {}
+        self.stages: dict[Stage, list[float]] = {}
+
+    def waited(self, lane: Lane, seconds: float) -> None:
+        self.lanes.setdefault(lane, []).append(seconds)
+
+    def stage(self, stage: Stage, seconds: float) -> None:
+        self.stages.setdefault(stage, []).append(seconds)
 
 
 def middle(box: np.ndarray) -> Prompt:
@@ -59,7 +72,7 @@ def test_most_facings_of_a_rendered_shelf_are_found_once(engine: Engine, photo: 
     assert among_themselves.max() <= 0.5 + 1e-3
 
 
-def test_more_than_300_boxes_can_be_had_and_no_more_than_asked_for(engine: Engine, photo: Photo) -> None:
+def test_more_than_300_boxes_are_found_and_no_more_than_asked_for(engine: Engine, photo: Photo) -> None:
     assert len(engine.preannotate(photo, score_threshold=0.0)) > 300
     few = Sam2Engine(EngineOptions(checkpoint="facings-nano", device="cpu", max_detections=7))
     assert len(few.preannotate(photo, score_threshold=0.0)) == 7
@@ -94,12 +107,12 @@ def test_a_background_point_changes_the_answer(engine: Engine, photo: Photo, she
     for box in large_ones(shelf, 8):
         width = box[2] - box[0]
         both = np.array([box[0], box[1], min(box[2] + width, photo.size_wh[0] - 1), box[3]], np.float32)
-        beside = np.array([[box[2] + 0.5 * width, (box[1] + box[3]) / 2]], np.float32)
+        neighbour = np.array([[box[2] + 0.5 * width, (box[1] + box[3]) / 2]], np.float32)
         wide, narrow = (
             engine.refine(photo, [prompt]).boxes_xyxy[0]
             for prompt in (
                 Prompt(box_xyxy=both),
-                Prompt(box_xyxy=both, points_xy=beside, is_foreground=np.array([False])),
+                Prompt(box_xyxy=both, points_xy=neighbour, is_foreground=np.array([False])),
             )
         )
         changed += not np.allclose(wide, narrow, atol=1)
@@ -124,17 +137,17 @@ def test_many_prompts_encode_each_tile_once_however_little_the_cache_holds(
     boxes = shelf.boxes_xyxy[:20]
     tiles = {tile_for_box(box, photo.size_wh, 1024) for box in boxes}
     assert 1 < len(tiles) < len(boxes)
-    stats, seen = engine.stats(), Counter[str]()
+    stats, seen = engine.stats(), Seen()
     tile_bytes = stats.cache_bytes * 3 // (2 * stats.cache_entries)  # some tiles have more proposals than others
     forgetful = Sam2Engine(
         EngineOptions(checkpoint="facings-nano", device="cpu", cache_bytes=kept_tiles * tile_bytes),
-        observe=lambda name, seconds: seen.update([name]),
+        observer=seen,
     )
     try:
         forgetful.wait_ready(120)
-        seen.clear()
+        seen.stages.clear()
         answers = forgetful.refine(photo, [Prompt(box_xyxy=box) for box in boxes])
-        assert seen["encode"] == len(tiles)
+        assert len(seen.stages["encode"]) == len(tiles)
         assert forgetful.stats().cache_entries == kept_tiles
         expected = engine.refine(photo, [Prompt(box_xyxy=box) for box in boxes])
         assert answers.boxes_xyxy == pytest.approx(expected.boxes_xyxy, abs=1e-3)
@@ -171,29 +184,32 @@ def test_two_annotators_on_two_photos_each_get_their_own_boxes(engine: Engine, s
 def test_of_two_requests_answered_together_one_that_fails_costs_the_other_nothing(photo: Photo, shelf: Shelf) -> None:
     is_busy, may_go_on = threading.Event(), threading.Event()
 
-    def hold(name: str, _: float) -> None:
-        if name == "queue_wait_bulk":
-            is_busy.set()
-            may_go_on.wait(60)
+    class Hold(Seen):
+        def waited(self, lane: Lane, seconds: float) -> None:
+            if lane == "bulk":
+                is_busy.set()
+                may_go_on.wait(60)
 
-    engine = Sam2Engine(EngineOptions(checkpoint="facings-nano", device="cpu"), observe=hold)
+    engine = Sam2Engine(EngineOptions(checkpoint="facings-nano", device="cpu"), observer=Hold())
     click = middle(shelf.boxes_xyxy[0])
     with ThreadPoolExecutor(3) as pool:
         pool.submit(engine.preannotate, photo)
         assert is_busy.wait(120)
-        broken, whole = (pool.submit(engine.refine, one, [click]) for one in (None, photo))  # type: ignore[arg-type]
+        failing, other = (pool.submit(engine.refine, one, [click]) for one in (None, photo))  # type: ignore[arg-type]
         while engine.stats().queued_interactive < 2:
             time.sleep(0.001)
         may_go_on.set()
-        assert len(whole.result(60)) == 1
-        assert isinstance(broken.exception(60), AttributeError)
+        assert len(other.result(60)) == 1
+        assert isinstance(failing.exception(60), AttributeError)
     engine.close()
 
 
 def test_the_weights_are_loaded_once(monkeypatch: pytest.MonkeyPatch, photo: Photo) -> None:
     loads = []
     monkeypatch.setattr(
-        model.network, "read_weights", lambda path, read=model.network.read_weights: loads.append(path) or read(path)
+        model.sam2_module,
+        "read_weights",
+        lambda path, read=model.sam2_module.read_weights: loads.append(path) or read(path),
     )
     engine = Sam2Engine(EngineOptions(checkpoint="facings-nano", device="cpu"))
     for _ in range(3):
@@ -239,16 +255,14 @@ def test_a_photo_past_its_deadline_is_given_up(engine: Engine, shelf: Shelf) -> 
 
 
 def test_times_are_observed(shelf: Shelf, photo: Photo) -> None:
-    seen: dict[str, list[float]] = {}
-    engine = Sam2Engine(
-        EngineOptions(checkpoint="facings-nano", device="cpu"),
-        observe=lambda name, seconds: seen.setdefault(name, []).append(seconds),
-    )
+    seen = Seen()
+    engine = Sam2Engine(EngineOptions(checkpoint="facings-nano", device="cpu"), observer=seen)
     engine.preannotate(photo)
     engine.refine(photo, [middle(shelf.boxes_xyxy[0])])
     engine.close()
-    assert seen.keys() == {"queue_wait_bulk", "queue_wait_interactive", "tile", "encode", "propose", "decode", "merge"}
-    assert all(seconds >= 0 for values in seen.values() for seconds in values)
+    assert seen.lanes.keys() == {"bulk", "interactive"}
+    assert seen.stages.keys() == {"tile", "encode", "propose", "decode", "merge"}
+    assert all(seconds >= 0 for values in [*seen.lanes.values(), *seen.stages.values()] for seconds in values)
 
 
 @pytest.mark.parametrize("size_wh", [(1, 1), (3, 900), (700, 20), (1025, 1023)])

@@ -1,3 +1,5 @@
+"""`facings evaluate`: photos with known boxes through an engine."""
+
 from __future__ import annotations
 
 import json
@@ -10,94 +12,19 @@ import pytest
 from PIL import Image
 
 from backend.errors import CommandError
+from model.quality import SWEEP
 from model.types import Detections, Photo, Prompt
-from scripts.labels import Truth, read_truth
+from scripts.labels import read_truth
 from scripts.measure import evaluate as command
 
 Boxes = Sequence[Sequence[float]]
 
-
-def truth_of(boxes: Boxes, *, crowds: Boxes = (), image_id: int = 1) -> Truth:
-    return Truth(
-        image_id=image_id,
-        file_name=f"{image_id}.png",
-        size_wh=(400, 400),
-        boxes_xyxy=np.array(boxes, np.float64).reshape(-1, 4),
-        crowds_xyxy=np.array(crowds, np.float64).reshape(-1, 4),
-    )
+A, B = [0, 0, 100, 100], [200, 0, 300, 100]
 
 
 def detected(boxes: Boxes, scores: Sequence[float] | None = None) -> Detections:
     filled = [0.9] * len(boxes) if scores is None else scores
     return Detections(boxes_xyxy=np.array(boxes, np.float32), scores=np.array(filled, np.float32))
-
-
-def random_scene(generator: np.random.Generator) -> tuple[Truth, Detections]:
-    corners, sizes = generator.uniform(0, 300, (60, 2)), generator.uniform(10, 90, (60, 2))
-    boxes = np.concatenate([corners, corners + sizes], axis=1)
-    found = boxes[:45] + generator.normal(0, 6, (45, 4))
-    found = np.concatenate([np.minimum(found[:, :2], found[:, 2:]), np.maximum(found[:, :2], found[:, 2:])], axis=1)
-    return truth_of(boxes), detected(found, generator.uniform(0, 1, 45))
-
-
-A, B = [0, 0, 100, 100], [200, 0, 300, 100]
-A_LOOSE = [0, 0, 100, 60]  # IoU 0.6 with A
-A_HALF = [0, 0, 100, 50]  # IoU 0.5 with A
-A_LESS = [0, 0, 100, 49]
-
-
-@pytest.mark.parametrize(
-    ("boxes", "found", "scores", "missed", "false", "to_drag"),
-    [
-        ([], [], [], 0, 0, 0),
-        ([], [A], [0.9], 0, 1, 0),
-        ([A], [], [], 1, 0, 0),
-        ([A, B], [A, B], [0.9, 0.5], 0, 0, 0),
-        ([A], [A_LOOSE], [0.9], 0, 0, 1),
-        ([A], [A_HALF], [0.9], 0, 0, 1),
-        ([A], [A_LESS], [0.9], 1, 1, 0),
-        ([A], [A, A_LOOSE], [0.9, 0.8], 0, 1, 0),
-        ([A], [A, A_LOOSE], [0.8, 0.9], 0, 1, 1),  # the better score takes the facing, the better box is in its way
-        ([A], [A, B], [0.9, 0.49], 0, 0, 0),  # B lies below the threshold
-        ([A, B], [A], [0.5], 1, 0, 0),
-    ],
-)
-def test_corrections_are_missed_false_and_badly_fitting_boxes(
-    boxes: Boxes, found: Boxes, scores: Sequence[float], missed: int, false: int, to_drag: int
-) -> None:
-    (row,) = command.count_corrections([truth_of(boxes)], [detected(found, scores)], [0.5])
-    assert (row.facings, row.missed, row.false, row.to_drag) == (len(boxes), missed, false, to_drag)
-
-
-def test_corrections_add_up_over_photos_and_are_told_per_100_facings() -> None:
-    truths = [truth_of([A, B]), truth_of([A, B], image_id=2)]
-    (row,) = command.count_corrections(truths, [detected([A_LOOSE]), detected([A, B, [0, 200, 50, 300]])], [0.5])
-    assert row.per_100() == pytest.approx(100 * (1 + 1 + 1) / 4)
-    assert row.per_100(row.false) == pytest.approx(25)
-
-
-def test_a_sweep_counts_at_each_threshold_what_that_threshold_alone_would_give() -> None:
-    truth, found = random_scene(np.random.default_rng(3))
-    thresholds = [0.1, 0.35, 0.6, 0.95]
-    alone = [command.count_corrections([truth], [found.above(t)], [0.0])[0] for t in thresholds]
-    swept = command.count_corrections([truth], [found], thresholds)
-    assert [(r.missed, r.false, r.to_drag) for r in swept] == [(r.missed, r.false, r.to_drag) for r in alone]
-    assert len({r.missed for r in swept}) > 1
-
-
-def test_no_known_box_is_matched_twice() -> None:
-    truth, found = random_scene(np.random.default_rng(4))
-    taken = command.match(found.boxes_xyxy, found.scores, truth).truth_index
-    taken = taken[taken >= 0]
-    assert len(taken) > 5
-    assert len(set(taken)) == len(taken)
-
-
-def test_detections_in_a_crowd_count_neither_for_nor_against() -> None:
-    truth = truth_of([A], crowds=[[190, 0, 400, 400]])
-    (row,) = command.count_corrections([truth], [detected([A, B, [0, 300, 100, 400]])], [0.5])
-    assert (row.missed, row.false) == (0, 1)
-    assert command.average_precision([truth], [detected([A, B], [0.5, 0.9])]).ap == pytest.approx(1)
 
 
 def test_a_jittered_box_moves_each_edge_by_at_most_15_percent_and_stays_in_the_photo() -> None:
@@ -109,34 +36,6 @@ def test_a_jittered_box_moves_each_edge_by_at_most_15_percent_and_stays_in_the_p
     assert jittered.min() >= 0
     assert jittered.max() <= 400
     assert (jittered[:, 2:] > jittered[:, :2]).all()
-
-
-@pytest.mark.parametrize(
-    ("boxes", "found", "ap", "ar"),
-    [
-        ([], [], None, None),
-        ([A], [], 0, 0),
-        ([A, B], [A, B], 1, 1),
-        ([A, B], [A], 51 / 101, 0.5),  # precision 1 up to recall 0.5, at COCO's 101 recall levels
-        ([A], [A_LOOSE], 0.3, 0.3),  # right at three of ten IoU thresholds
-    ],
-)
-def test_average_precision_of_small_cases(boxes: Boxes, found: Boxes, ap: float | None, ar: float | None) -> None:
-    figures = command.average_precision([truth_of(boxes)], [detected(found)])
-    assert figures.ap == pytest.approx(float("nan") if ap is None else ap, nan_ok=True)
-    assert figures.ar300 == pytest.approx(float("nan") if ar is None else ar, nan_ok=True)
-
-
-def test_all_of_150_facings_count_not_only_cocos_usual_100() -> None:
-    boxes = [[x, y, x + 8, y + 8] for x in range(0, 300, 20) for y in range(0, 200, 20)]
-    assert len(boxes) == 150
-    figures = command.average_precision([truth_of(boxes)], [detected(boxes)])
-    assert (figures.ap, figures.ap50, figures.ap75, figures.ar300) == pytest.approx((1, 1, 1, 1))
-
-
-def test_pycocotools_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    command.average_precision([truth_of([A])], [detected([A])])
-    assert capsys.readouterr().out == ""
 
 
 class OracleEngine:
@@ -178,7 +77,7 @@ def shelves(tmp_path: Path) -> tuple[Path, Path]:
 
 def evaluated(engine: OracleEngine, shelves: tuple[Path, Path], **options: Any) -> command.Evaluation:
     folder, coco_file = shelves
-    return command.evaluate(engine, folder, read_truth(coco_file, folder), **options)  # type: ignore[arg-type]
+    return command.evaluate(engine, read_truth(coco_file, folder), **options)
 
 
 def test_an_engine_that_knows_all_boxes_needs_no_correction(shelves: tuple[Path, Path]) -> None:
@@ -203,7 +102,7 @@ def test_the_last_line_is_json_that_repeats_the_figures(
     lines = capsys.readouterr().out.splitlines()
     assert json.loads(lines[-1]) == command.summary(evaluation)
     assert any(line.startswith("AP75") for line in lines)
-    assert sum(line.startswith("threshold") for line in lines) == len(command.SWEEP)
+    assert sum(line.startswith("threshold") for line in lines) == len(SWEEP)
 
 
 def test_figures_that_do_not_exist_are_null_in_json(shelves: tuple[Path, Path]) -> None:
@@ -213,8 +112,32 @@ def test_figures_that_do_not_exist_are_null_in_json(shelves: tuple[Path, Path]) 
     assert figures["ap"] is figures["corrections_per_100"] is figures["click_iou"] is None
 
 
-def test_a_photo_of_another_size_than_the_coco_file_says_is_refused(shelves: tuple[Path, Path]) -> None:
-    folder, _ = shelves
-    Image.new("RGB", (400, 300)).save(folder / "3.png")
-    with pytest.raises(CommandError, match=r"3\.png.*\(400, 400\).*\(400, 300\)"):
+def test_photos_that_cannot_be_measured_are_named_and_counted_and_the_others_are_measured(
+    shelves: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, coco_file = shelves
+    coco = json.loads(coco_file.read_text())
+    names = {11: "broken.png", 12: "small.png", 13: "missing.png"}
+    coco["images"] += [{"id": n, "file_name": name, "width": 400, "height": 400} for n, name in names.items()]
+    coco_file.write_text(json.dumps(coco))
+    (folder / "broken.png").write_bytes(b"no photo")
+    Image.new("RGB", (400, 300)).save(folder / "small.png")
+    known = read_truth(coco_file, folder)
+    assert [line.split(":")[0] for line in known.left_out] == ["'missing.png'"]
+    evaluation = command.evaluate(OracleEngine([A, B]), known)
+    assert (evaluation.photos, evaluation.left_out, evaluation.corrections.facings) == (2, 3, 4)
+    assert evaluation.corrections.per_100() == 0
+    broken, small = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out")]
+    assert "broken.png" in broken
+    assert "small.png': expected 400 x 400 px as in the truth file, got 400 x 300 px" in small
+    command.print_report(evaluation)
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert "3 photos left out" in first
+    assert json.loads(last)["left_out"] == 3
+
+
+def test_an_evaluation_without_any_readable_photo_is_refused(shelves: tuple[Path, Path]) -> None:
+    for number in (3, 7):
+        (shelves[0] / f"{number}.png").write_bytes(b"no photo")
+    with pytest.raises(CommandError, match="none of 2 can be used"):
         evaluated(OracleEngine([A, B]), shelves)

@@ -22,20 +22,22 @@ from model import Engine, EngineOptions, NotReady, Photo, Prompt, Sam2Engine, te
 from model.boxes import iou_matrix
 from model.checkpoints import BUNDLED, Checkpoint, find_checkpoint
 from model.device import Placement
-from model.encoder import ExportCard, find_encoder, open_encoder
+from model.encoder import ExportCard
 from model.export import (
-    PRODUCTS,
+    MATMUL_OPS,
     DecoderGraph,
     EncoderGraph,
     decoder_differences,
     example_prompts,
-    products_in_half,
+    matmuls_to_float16,
     write_decoder,
     write_encoder,
     write_model,
 )
-from model.network import PIXEL_DEVIATION, PIXEL_MEAN, FacingsModule, load_module
+from model.exported_encoders import find_encoder, open_encoder
+from model.network import PIXEL_DEVIATION, PIXEL_MEAN
 from model.renderer.shelves import render_shelf
+from model.sam2_module import FacingsModule, load_module
 from model.types import CheckpointError, ExportError
 from scripts.export import Exported, export, summary
 
@@ -68,7 +70,7 @@ def with_half(case: Case) -> Case:
     """The case, with its encoder in half precision: as `write_encoder` makes it, without tracing once more."""
     graph = onnx_ir.load(case.encoder)
     card = ExportCard.read(graph.metadata_props, case.encoder)
-    products_in_half(graph)
+    matmuls_to_float16(graph)
     write_model(graph, dataclasses.replace(card, precision="fp16"), case.half)
     return case
 
@@ -210,10 +212,10 @@ def test_in_half_precision_only_products_are_float16(case: Case) -> None:
     types |= {value.name: value.type.tensor_type.elem_type for value in proto.graph.input}
     half = onnx.TensorProto.FLOAT16
     in_half = {node.op_type for node in proto.graph.node if any(types[name] == half for name in node.input if name)}
-    assert in_half <= {*PRODUCTS, "Cast"}
+    assert in_half <= {*MATMUL_OPS, "Cast"}
     assert {"Conv"} <= in_half
     assert all(types[value.name] == onnx.TensorProto.FLOAT for value in [*proto.graph.input, *proto.graph.output])
-    products = [node for node in proto.graph.node if node.op_type in PRODUCTS]
+    products = [node for node in proto.graph.node if node.op_type in MATMUL_OPS]
     exact = [node for node in products if types[node.input[0]] != half]
     # The last step of the proposal head is done in float32, in torch under autocast as well.
     assert len(exact) == (0 if case.module.proposal_head is None else 2)
@@ -313,7 +315,7 @@ def test_an_engine_with_an_exported_encoder_gives_the_same_boxes(engines: tuple[
 
 def test_an_exported_encoder_leaves_torchs_out_of_memory(engines: tuple[Engine, Engine]) -> None:
     torchs, onnxs = (
-        sum(weight.numel() for weight in engine._net._module.parameters())  # type: ignore[attr-defined]
+        sum(weight.numel() for weight in engine._ready.features.network._module.parameters())  # type: ignore[attr-defined]
         for engine in engines
     )
     assert onnxs < 0.5 * torchs

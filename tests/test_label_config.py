@@ -1,8 +1,10 @@
-"""What is understood of a label config, and what is said about one that cannot be used."""
+"""What is understood of a label config, and the messages about one that cannot be used."""
 
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from label_studio_sdk.label_interface.interface import LabelInterface
 
 from backend.errors import LabelConfigError
@@ -20,6 +22,15 @@ def view(*tags: str) -> str:
 def parse(*tags: str) -> ImageControls:
     (image,) = parse_label_config(view(*tags)).images
     return image
+
+
+def message_of(xml: str) -> str:
+    """The message that the config is refused with; "" where it is read."""
+    try:
+        parse_label_config(xml)
+    except LabelConfigError as error:
+        return str(error)
+    return ""
 
 
 def rectangle_labels(name: str, labels: str, attributes: str = "", to_name: str = "image") -> str:
@@ -80,7 +91,47 @@ def test_prompts_come_from_smart_keypoints_and_rectangles_of_any_tag() -> None:
     assert config.prompts.rectangles == ("r1",)
 
 
-def test_of_several_images_only_the_box_controls_own_is_labelled() -> None:
+def test_each_image_with_a_box_control_gets_boxes_and_keeps_its_own_controls() -> None:
+    front, back = parse_label_config(
+        view(
+            '<Image name="front" value="$photos[0]"/><Image name="back" value="$photos[1]"/>',
+            rectangle_labels("front_box", '<Label value="facing"/>', 'smart="false"', "front"),
+            rectangle_labels("back_box", '<Label value="rear"/>', 'model_score_threshold="0.5"', "back"),
+            '<KeyPointLabels name="point" toName="back" smart="true"><Label value="x"/></KeyPointLabels>',
+            '<BrushLabels name="mask" toName="front"><Label value="x"/></BrushLabels>',
+        )
+    ).images
+    assert (front.image_name, front.image_key, front.boxes.from_name) == ("front", "photos[0]", "front_box")
+    assert (back.image_name, back.image_key, back.boxes.from_name) == ("back", "photos[1]", "back_box")
+    assert (front.boxes.to_name, back.boxes.to_name) == ("front", "back")
+    assert (front.boxes.default_label, back.boxes.default_label) == ("facing", "rear")
+    assert (front.boxes.score_threshold, back.boxes.score_threshold) == (None, 0.5)
+    assert (front.prompts.keypoints, back.prompts.keypoints) == ((), ("point",))
+    assert (front.prompts.rectangles, back.prompts.rectangles) == ((), ("back_box",))
+    assert (len(front.brushes), len(back.brushes)) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ("", "no RectangleLabels has it as its toName"),
+        (rectangle_labels("b", "", to_name="plan"), "RectangleLabels name='b' has no label"),
+    ],
+)
+def test_an_image_without_a_usable_box_control_is_left_alone_and_the_log_has_the_reason(tags: str, reason: str) -> None:
+    config = parse_label_config(view('<Image name="plan" value="$plan"/>', tags, IMAGE, BOX))
+    assert [image.image_name for image in config.images] == ["image"]
+    assert f"image 'plan' gets no boxes: {reason}" in config.describe()
+
+
+def test_an_image_of_several_pages_is_left_alone() -> None:
+    pages = '<Image name="pages" valueList="$pages"/>' + rectangle_labels("b", '<Label value="x"/>', to_name="pages")
+    config = parse_label_config(view(pages, IMAGE, BOX))
+    assert [image.image_name for image in config.images] == ["image"]
+    assert "image 'pages' gets no boxes: Image name='pages' has a valueList" in config.describe()
+
+
+def test_controls_of_an_image_without_boxes_do_not_mix_with_those_of_another() -> None:
     config = parse(
         '<Image name="plan" value="$plan"/><Image name="photo" value="$photo"/>',
         '<KeyPointLabels name="on_plan" toName="plan" smart="true"><Label value="x"/></KeyPointLabels>',
@@ -143,29 +194,45 @@ def test_polygon_and_brush_controls_keep_a_boxs_label_where_they_have_it() -> No
 
 X, Y = '<Label value="x" predicted_values="facing"/>', '<Label value="y" predicted_values="facing"/>'
 LABELS = '<Rectangle name="r" toName="image"/><Labels name="l" toName="image"><Label value="x"/></Labels>'
+REPEATER = (
+    '<Repeater on="$images" indexFlag="{{i}}"><Image name="image_{{i}}" value="$images[{{i}}]"/>'
+    '<RectangleLabels name="box_{{i}}" toName="image_{{i}}"><Label value="facing"/></RectangleLabels></Repeater>'
+)
 REFUSED = [
     ("", "expected a label config in XML, got ''"),
     ("<View>", "not readable as XML tags: Premature end of data"),
     ("hello", "not readable as XML tags"),
     (view("&nbsp;"), "Entity 'nbsp' not defined"),
     ('<!DOCTYPE a [<!ENTITY b "c">]><View>&b;</View>', "document type or entity declaration"),
-    (view('<Text name="t" value="$t"/>'), 'add <Image name="image" value="$image"/>'),
-    (view(IMAGE), 'no control takes boxes: add <RectangleLabels name="box" toName="image" smart="false">'),
-    (view(IMAGE, LABELS), "<Rectangle name='r'> holds boxes without a label: add <RectangleLabels"),
-    (view(IMAGE, rectangle_labels("b", "")), "'b'> has no label: add at least one <Label value=\"facing\"/>"),
+    (view('<Text name="t" value="$t"/>'), 'add an Image with name="image" and value="$image"'),
+    (
+        view(IMAGE),
+        'no control takes boxes: add RectangleLabels name="box" toName="image" smart="false" '
+        'with a Label value="facing" inside',
+    ),
+    (view(IMAGE, LABELS), "Rectangle name='r' holds boxes without a label: add RectangleLabels"),
+    (view(IMAGE, rectangle_labels("b", "")), "'b' has no label: add at least one Label value=\"facing\" inside"),
     (
         view(IMAGE, '<RectangleLabels name="b" toName="image" value="$labels"/>'),
-        "takes its labels from each task: add at least one <Label",
+        "takes its labels from each task: add at least one Label",
     ),
     (
         view(IMAGE, rectangle_labels("b", X, to_name="img")),
-        "points at 'img', which is no <Image>: set toName to 'image'",
+        "points at 'img', which is no Image: set toName to 'image'",
     ),
     (
         view('<Image name="image" value="https://host/a.jpg"/>', BOX),
-        "has value 'https://host/a.jpg': add the key of the photo in the task, value=\"$image\"",
+        "has value 'https://host/a.jpg': set the key of the photo in the task, value=\"$image\"",
     ),
-    (view('<Image name="image" valueList="$images"/>', BOX), 'add the key of the photo in the task, value="$image"'),
+    (view('<Image name="image" value="$"/>', BOX), "has value '$': set the key of the photo in the task"),
+    (
+        view('<Image name="image" valueList="$images"/>', BOX),
+        "Image name='image' has a valueList, several photos: give it one photo, such as value=\"$image\"",
+    ),
+    (view(REPEATER), "a Repeater around images is not supported: write an Image of its own for each photo of a task"),
+    (view(IMAGE, BOX, REPEATER), "a Repeater around images is not supported"),
+    (view(f"{IMAGE}<Style>a < b</Style>", BOX), "not readable as XML tags: StartTag: invalid element name"),
+    (view(IMAGE, rectangle_labels("a&lt;b&gt;", "")), r"name='a\x3cb\x3e' has no label"),
     *(
         (
             view(IMAGE, rectangle_labels("b", X, f'model_score_threshold="{text}"')),
@@ -177,20 +244,41 @@ REFUSED = [
         view(IMAGE, rectangle_labels("b", X + Y)),
         "predicted_values='facing' stands on two labels of 'b', 'x' and 'y': keep it on one",
     ),
-    (view(IMAGE, rectangle_labels("Ж&#10;", "")), r"'\u0416\n'> has no label"),
+    (view(IMAGE, rectangle_labels("Ж&#10;", "")), r"'\u0416\n' has no label"),
 ]
 
 
 @pytest.mark.parametrize(("xml", "message"), REFUSED)
-def test_a_config_that_cannot_be_used_is_refused_in_one_ascii_line_that_says_what_to_add(
+def test_a_config_that_cannot_be_used_is_refused_in_one_ascii_line_that_names_what_to_add(
     xml: str, message: str
 ) -> None:
     with pytest.raises(LabelConfigError) as caught:
         parse_label_config(xml)
-    said = str(caught.value)
-    assert message in said
-    assert said.isascii()
-    assert said.isprintable()
+    text = str(caught.value)
+    assert message in text
+    assert text.isascii()
+    assert text.isprintable()
+    assert not set(text) & set("<>")
+
+
+def test_a_repeater_around_other_tags_is_none_of_our_business() -> None:
+    notes = '<Repeater on="$notes" indexFlag="{{i}}"><Text name="note_{{i}}" value="$notes[{{i}}]"/></Repeater>'
+    assert parse(IMAGE, BOX, notes).boxes.from_name == "box"
+
+
+@given(st.text())
+def test_no_message_about_a_label_config_holds_a_tag_whatever_it_was_made_of(text: str) -> None:
+    message = str(LabelConfigError(f"label config: <b>{text}"))
+    assert message.isascii()
+    assert not set(message) & set("<>")
+
+
+tags = st.sampled_from([IMAGE, BOX, REPEATER, LABELS, "<", ">", "<a", "&lt;", '<Image name="&lt;"/>', "<View/>"])
+
+
+@given(st.lists(tags | st.text(max_size=5), max_size=5))
+def test_whatever_the_config_it_is_read_or_refused_without_a_tag_in_the_message(parts: list[str]) -> None:
+    assert not set(message_of(view(*parts))) & set("<>")
 
 
 def test_a_box_control_refuses_a_default_label_that_it_does_not_have() -> None:
@@ -228,7 +316,7 @@ def test_each_template_is_valid_has_a_header_and_keeps_prompts_apart_from_boxes(
     assert not set(prompt_labels) & set(config.boxes.labels)
 
 
-def test_the_templates_are_the_three_that_the_readme_shows() -> None:
+def test_the_three_templates_have_the_controls_that_their_names_promise() -> None:
     assert [path.name for path in TEMPLATES] == ["shelf_boxes.xml", "shelf_classes.xml", "shelf_masks.xml"]
     configs = {path.stem: parse_label_config(path.read_text(encoding="utf-8")).images[0] for path in TEMPLATES}
     assert len(configs["shelf_classes"].boxes.labels) > 1

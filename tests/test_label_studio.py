@@ -20,7 +20,7 @@ from backend.label_studio.regions import regions_from_detections
 from model import Detections
 from model.boxes import iou_matrix
 from model.renderer.shelves import Shelf, render_shelf
-from scripts.demo.label_studio_server import ApiError, Client
+from scripts.demo.label_studio_client import ApiError, Client
 from scripts.labels import read_truth
 
 LABEL_CONFIGS = sorted((Path(__file__).parents[1] / "label_config").glob("*.xml"))
@@ -29,6 +29,17 @@ SHELF_BOXES, SHELF_CLASSES = (
 )
 CHOICES_ONLY = """<View><Image name="image" value="$image"/>
     <Choices name="kind" toName="image"><Choice value="shelf"/></Choices></View>"""
+REPEATER = """<View><Repeater on="$photos" indexFlag="{{i}}"><Image name="image_{{i}}" value="$photos[{{i}}]"/>
+    <RectangleLabels name="box_{{i}}" toName="image_{{i}}"><Label value="facing"/></RectangleLabels>
+    </Repeater></View>"""
+# Two photos in nested keys, each with boxes and clicks of its own, and a plan without boxes.
+TWO_PHOTOS = """<View>
+    <Image name="front" value="$shelf.front"/><Image name="back" value="$more[1].url"/>
+    <Image name="plan" value="$plan"/>
+    <KeyPointLabels name="front_click" toName="front" smart="true"><Label value="click"/></KeyPointLabels>
+    <KeyPointLabels name="back_click" toName="back" smart="true"><Label value="click"/></KeyPointLabels>
+    <RectangleLabels name="front_box" toName="front" smart="false"><Label value="facing"/></RectangleLabels>
+    <RectangleLabels name="back_box" toName="back" smart="false"><Label value="facing"/></RectangleLabels></View>"""
 SIZE_WH = (640, 480)
 
 
@@ -86,7 +97,7 @@ def largest_facings(shelf: Shelf, count: int) -> list[int]:
 
 
 def predicted(client: Client, project: int) -> dict[int, list[dict[str, Any]]]:
-    """Task id → its predictions, tasks without any left out."""
+    """Task id → its predictions, without the tasks that have none."""
     return {task["id"]: task["predictions"] for task in client.tasks(project) if task["predictions"]}
 
 
@@ -111,18 +122,25 @@ def test_every_label_config_of_the_project_loads_in_label_studio_and_connects(
     assert (backend["state"], backend["is_interactive"], backend["error_message"]) == ("CO", True, None)
 
 
-def test_a_label_config_without_boxes_is_refused_with_a_message_that_says_what_to_add(
-    studio: Studio, facings: str
+@pytest.mark.parametrize(
+    ("label_config", "message"),
+    [
+        (CHOICES_ONLY, "add RectangleLabels name=.*with a Label value=.* inside"),
+        (REPEATER, "a Repeater around images is not supported"),
+    ],
+)
+def test_a_label_config_without_boxes_is_refused_with_a_message_that_names_what_to_add(
+    studio: Studio, facings: str, label_config: str, message: str
 ) -> None:
-    project = studio.client.create_project("no boxes", CHOICES_ONLY)
+    project = studio.client.create_project("no boxes", label_config)
 
-    with pytest.raises(ApiError, match="RectangleLabels") as refusal:
+    with pytest.raises(ApiError, match=message) as refusal:
         studio.client.connect_backend(project, facings)
 
     assert refusal.value.status == 400
 
 
-def test_boxes_taken_out_of_the_label_config_later_are_told_at_the_backend(studio: Studio, facings: str) -> None:
+def test_boxes_taken_out_of_the_label_config_later_are_an_error_of_the_backend(studio: Studio, facings: str) -> None:
     project = studio.client.create_project("boxes taken out", SHELF_BOXES)
     studio.client.connect_backend(project, facings)
 
@@ -133,15 +151,15 @@ def test_boxes_taken_out_of_the_label_config_later_are_told_at_the_backend(studi
     assert "RectangleLabels" in backend["error_message"]
 
 
-def test_retrieving_predictions_boxes_every_photo_but_the_broken_one(
+def test_retrieving_predictions_boxes_every_photo_but_the_one_that_fails(
     studio: Studio, facings: str, tmp_path: Path
 ) -> None:
     client = studio.client
     project = client.create_project("thirty photos", SHELF_BOXES)
     tasks = [task.id for task in shelf_tasks(client, project, tmp_path, range(100, 129))]
-    broken = tmp_path / "broken.jpg"
-    broken.write_bytes((tmp_path / "shelf-100.jpg").read_bytes()[:300])
-    client.upload(project, {broken.name: broken})
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes((tmp_path / "shelf-100.jpg").read_bytes()[:300])
+    client.upload(project, {cut.name: cut})
     client.connect_backend(project, facings)
 
     retrieve_until_nothing_is_added(client, project)
@@ -149,7 +167,7 @@ def test_retrieving_predictions_boxes_every_photo_but_the_broken_one(
     found = predicted(client, project)
     assert sorted(found) == tasks
     assert all(len(predictions) == 1 for predictions in found.values())
-    # On a dim piece of shelf with a handful of facings the small checkpoint may be sure of none.
+    # On a dim piece of shelf with a handful of facings the small checkpoint may find none with confidence.
     assert sum(bool(predictions[0]["result"]) for predictions in found.values()) >= 25
 
 
@@ -215,6 +233,45 @@ def test_two_projects_with_different_labels_share_one_backend(studio: Studio, fa
     assert labels == [["facing"], ["drink"]] * 2
 
 
+def test_each_photo_of_a_task_gets_its_own_boxes_and_one_that_fails_costs_the_other_nothing(
+    studio: Studio, facings: str, tmp_path: Path
+) -> None:
+    client = studio.client
+    uploads = client.create_project("uploads", SHELF_BOXES)
+    shelves = shelf_tasks(client, uploads, tmp_path, range(604, 606))
+    front, back = (task["data"]["image"] for task in client.tasks(uploads))
+    project = client.create_project("two photos", TWO_PHOTOS)
+    backend = client.connect_backend(project, facings)
+    whole, partly = client.import_tasks(
+        project,
+        [
+            {"shelf": {"front": front}, "more": [None, {"url": back}], "plan": front},
+            {"shelf": {"front": front}, "more": [None, {"url": "/data/upload/0/missing.jpg"}], "plan": front},
+        ],
+    )
+
+    client.retrieve_predictions(project)
+
+    regions = {task: predictions[0]["result"] for task, predictions in predicted(client, project).items()}
+    for name, shelf in zip(("front", "back"), shelves, strict=True):
+        of_image = [region for region in regions[whole] if region["to_name"] == name]
+        assert {region["from_name"] for region in of_image} == {f"{name}_box"}
+        facings_found = [
+            max(shelf.overlap(region, facing) for region in of_image) > 0.5
+            for facing in range(len(shelf.shelf.boxes_xyxy))
+        ]
+        assert np.mean(facings_found) > 0.5, name
+    assert {region["to_name"] for region in regions[whole]} == {"front", "back"}
+    assert len(regions[partly]) == sum(region["to_name"] == "front" for region in regions[whole])
+    assert {region["to_name"] for region in regions[partly]} == {"front"}
+
+    (facing,) = largest_facings(shelves[1].shelf, 1)
+    click = {**shelves[1].keypoint(facing), "from_name": "back_click", "to_name": "back"}
+    (region,) = client.annotate_interactively(backend, whole, [click])["data"]["result"]
+    assert (region["to_name"], region["from_name"]) == ("back", "back_box")
+    assert shelves[1].overlap(region, facing) > 0.5
+
+
 def test_what_annotators_submitted_is_read_from_an_export(studio: Studio, tmp_path: Path) -> None:
     project = studio.client.create_project("export", SHELF_BOXES)
     done, untouched = shelf_tasks(studio.client, project, tmp_path, range(70, 72))
@@ -224,10 +281,10 @@ def test_what_annotators_submitted_is_read_from_an_export(studio: Studio, tmp_pa
     studio.client.annotate(done.id, regions_from_detections(detections, SIZE_WH, config))
     export = tmp_path / "export.json"
     export.write_text(json.dumps(studio.client.export(project)))
-    (truth,) = read_truth(export, tmp_path)
-    assert (truth.image_id, truth.file_name, truth.size_wh) == (done.id, "shelf-70.jpg", SIZE_WH)
-    assert np.abs(truth.boxes_xyxy - boxes).max() < 0.01
-    assert untouched.id != truth.image_id
+    (photo,) = read_truth(export, tmp_path).photos
+    assert (photo.number, photo.path.name, photo.truth.size_wh) == (done.id, "shelf-70.jpg", SIZE_WH)
+    assert np.abs(photo.truth.boxes_xyxy - boxes).max() < 0.01
+    assert untouched.id != photo.number
 
 
 @pytest.fixture

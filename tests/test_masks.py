@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from model.boxes import enlarged
+from model.features import Features, TilePrompt
 from model.masks import choose_masks, read_object
-from model.network import Features, TilePrompt
 from model.tiling import Tile
 
 SIZE = 1000

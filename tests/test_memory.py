@@ -13,21 +13,21 @@ from model.memory import BatchSize, is_out_of_memory
 
 
 class Device:
-    """Holds `room` items at a time."""
+    """Holds `capacity` items at a time."""
 
-    def __init__(self, room: int) -> None:
-        self.room = room
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
         self.calls: list[int] = []
 
     def __call__(self, items: list[int]) -> list[int]:
         self.calls.append(len(items))
-        if len(items) > self.room:
+        if len(items) > self.capacity:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has no more.")
         return [10 * item for item in items]
 
 
 @pytest.mark.parametrize(
-    ("room", "count", "calls"),
+    ("capacity", "count", "calls"),
     [
         (9, 0, []),
         (9, 8, [8]),
@@ -36,8 +36,8 @@ class Device:
         (1, 3, [3, 1, 1, 1]),
     ],
 )
-def test_a_batch_that_does_not_fit_is_halved_and_none_is_lost(room: int, count: int, calls: list[int]) -> None:
-    device = Device(room)
+def test_a_batch_that_does_not_fit_is_halved_and_none_is_lost(capacity: int, count: int, calls: list[int]) -> None:
+    device = Device(capacity)
     answers = BatchSize("tiles", 8).run(device, list(range(count)))
     assert [answer for part in answers for answer in part] == [10 * item for item in range(count)]
     assert device.calls == calls
@@ -51,8 +51,8 @@ def test_what_did_not_fit_once_is_not_tried_again() -> None:
     assert (size.items, device.calls) == (2, [2, 2])
 
 
-def test_one_item_that_does_not_fit_says_which_settings_help() -> None:
-    with pytest.raises(DeviceMemoryError, match=r"one of the tiles.*MAX_DEVICE_MB.*Tried to allocate") as caught:
+def test_one_item_that_does_not_fit_names_the_options_that_help() -> None:
+    with pytest.raises(DeviceMemoryError, match=r"one of the tiles.*max_device_mb.*Tried to allocate") as caught:
         BatchSize("tiles", 8).run(Device(0), [1, 2])
     assert "\n" not in str(caught.value)
 
@@ -103,9 +103,9 @@ print([features.tile.left for features in found], network.encode_batch)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the memory of a process as Linux does")
 def test_a_network_whose_memory_really_runs_out_goes_on_with_fewer_tiles() -> None:
     """The CPU's memory, held to 400 MiB more than one tile took; a GPU says the same in its own words."""
-    shown = subprocess.run([sys.executable, "-c", UNDER_A_LIMIT], capture_output=True, text=True, timeout=120)
-    assert shown.returncode == 0, shown.stderr[-2000:]
-    lefts, batch = shown.stdout.strip().rsplit(maxsplit=1)
+    ended = subprocess.run([sys.executable, "-c", UNDER_A_LIMIT], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    lefts, batch = ended.stdout.strip().rsplit(maxsplit=1)
     assert lefts == str([64 * i for i in range(6)])
     assert int(batch) < 6
-    assert "out of device memory" in shown.stderr
+    assert "out of device memory" in ended.stderr

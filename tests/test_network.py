@@ -14,9 +14,11 @@ from model import DeviceError
 from model.boxes import iou_matrix, mask_boxes
 from model.checkpoints import BUNDLED, find_checkpoint, read_weights
 from model.device import Placement, choose_placement
-from model.network import Features, Network, TilePrompt, build_module, load_weights
+from model.features import Features, TilePrompt
+from model.network import Network
 from model.proposer import peaks, point_grid
 from model.renderer.shelves import render_shelf
+from model.sam2_module import build_module, load_weights
 from model.tiling import Tile
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # in sam2
@@ -183,7 +185,7 @@ def test_weights_that_are_rounded_once_give_what_autocast_gives(
 ) -> None:
     checkpoint, placement = find_checkpoint(BUNDLED, config=None, has_gpu=False), replace(CPU, autocast=torch.bfloat16)
     rounded = Network(checkpoint, placement)
-    monkeypatch.setattr("model.network._round_products", lambda *_: None)
+    monkeypatch.setattr("model.network._round_matmul_weights", lambda *_: None)
     (own,), (wanted,) = rounded.encode(photo, [WHOLE]), Network(checkpoint, placement).encode(photo, [WHOLE])
     for name in ("embedding", "middle", "finest"):
         assert torch.equal(getattr(own.cells, name), getattr(wanted.cells, name))

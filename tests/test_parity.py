@@ -3,7 +3,6 @@ weights: the bundled ones without what this project adds to SAM 2, and random on
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -19,10 +18,10 @@ from model.checkpoints import BUNDLED, Checkpoint, find_checkpoint, read_weights
 from model.detect import PointGrid, ask_grid, result_of
 from model.device import Placement
 from model.masks import choose_masks
-from model.network import Network, build_module, load_weights
+from model.network import Network
 from model.proposer import prior_box
 from model.renderer.shelves import Shelf, render_shelf
-from model.stages import untimed
+from model.sam2_module import build_module, load_weights
 from model.tiling import Tile
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # in sam2
@@ -77,12 +76,10 @@ def test_the_grid_gives_what_sam2s_own_generator_gives(
 ) -> None:
     network = Network(checkpoint, CPU)
     photo, wanted_boxes, wanted_scores = generated
-    grid = PointGrid(
-        points_per_side=POINTS_PER_SIDE, min_score=thresholds[0], min_stability=thresholds[1], sure_score=math.inf
-    )
+    grid = PointGrid(points_per_side=POINTS_PER_SIDE, min_score=thresholds[0], min_stability=thresholds[1])
     tile = Tile(left=0, top=0, side=768, size=1024, level=0)
     (features,) = network.encode(photo, [tile], in_float=at_full_resolution)
-    boxes, scores = result_of(ask_grid(network, features, grid, timed=untimed, at_full_resolution=at_full_resolution))
+    boxes, scores = result_of(ask_grid(network, features, grid, at_full_resolution=at_full_resolution))
     boxes = tile.to_photo(boxes)
     assert len(wanted_boxes) >= POINTS_PER_SIDE**2
     overlap = iou_matrix(wanted_boxes, boxes).max(1)

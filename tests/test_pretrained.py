@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from model.checkpoints import PRETRAINED_CONFIG, find_checkpoint, read_weights
-from model.network import PIXEL_DEVIATION, PIXEL_MEAN, build_module, load_module, load_weights
+from model.network import PIXEL_DEVIATION, PIXEL_MEAN
 from model.pretrained_trunk import EfficientNetLite, PretrainedTrunk
 from model.proposer import ProposalHead
 from model.renderer.shelves import render_shelf
+from model.sam2_module import build_module, load_module, load_weights
 from model.training.losses import centre_loss, quality_loss
 from model.training.pictures import IGNORED, Pictures, dense_batch, prompt_batch, relit_batch
 from model.training.pretrained import (

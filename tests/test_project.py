@@ -18,18 +18,23 @@ from fakes import FakeEngine, painted_photo
 from PIL import Image
 from proxies import Fault, unreliable
 
-from backend.bulk import jobs as command
-from backend.bulk import pipeline as bulk
+from backend.bulk import choice, jobs, pipeline, task_photos
+from backend.bulk.choice import Shard, Wanted
 from backend.bulk.formats import Format, open_writer
-from backend.bulk.jobs import Report, Wanted
-from backend.bulk.pipeline import Run, Tally
-from backend.errors import CommandError
-from backend.label_studio import project as module
+from backend.bulk.pipeline import Tally
+from backend.bulk.report import Report
+from backend.bulk.service import BulkService
+from backend.bulk.sinks import ProjectSink
+from backend.bulk.tighten import Source, tighten
+from backend.errors import CommandError, Interrupted
+from backend.label_studio import retry
 from backend.label_studio.project import Project, Selection
+from backend.label_studio.retry import Unavailable
 from backend.settings import Settings
 from model.renderer.shelves import render_shelf
+from scripts import preannotate as printing
 from scripts.demo.demo import ROOT
-from scripts.demo.label_studio_server import Client
+from scripts.demo.label_studio_client import Client
 
 SHELF_BOXES = (ROOT / "label_config" / "shelf_boxes.xml").read_text()
 VERSION = FakeEngine().version
@@ -38,10 +43,10 @@ ALL = Selection()
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.02)
-    monkeypatch.setattr(command, "LOAD_PAUSE_S", 0.02)
-    monkeypatch.setattr(command.ProjectSink, "batch", 8)
-    monkeypatch.setattr(command.ProjectSink, "batch_limit", 8)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr(task_photos, "LOAD_PAUSE_S", 0.02)
+    monkeypatch.setattr(ProjectSink, "batch", 8)
+    monkeypatch.setattr(ProjectSink, "batch_limit", 8)
 
 
 @pytest.fixture(scope="module")
@@ -66,20 +71,24 @@ def preannotate(
     *,
     url: str | None = None,
     token: str | None = None,
-    patience_s: float = 20,
+    retry_budget_s: float = 20,
+    seconds: float = 0.0,
+    show: Callable[[Tally], None] = lambda _: None,
     **wanted: Any,
 ) -> Report:
-    """A run with an engine that boxes areas of one colour."""
+    """A run with an engine that boxes areas of one colour, and takes some seconds for each photo."""
     url, token = url or studio.url, token or studio.account.token
     settings = Settings(label_studio_url=url, label_studio_api_key=token)
-    selected = Wanted(**{"selection": ALL, **wanted})
-    with Project(url, token, number, patience_s=patience_s) as project:
-        return command.preannotate_project(FakeEngine(), project, selected, settings)  # type: ignore[arg-type]
+    with (
+        BulkService.open(settings, engine=FakeEngine(seconds=seconds)) as service,
+        Project(url, token, number, retry_budget_s=retry_budget_s) as project,
+    ):
+        return jobs.preannotate_project(service, project, Wanted(**wanted), show=show)
 
 
 def store(studio: Studio, number: int, predictions: Sequence[tuple[int, str]]) -> None:
     """Empty predictions, by task and version, sent one after the other."""
-    with Project(studio.url, studio.account.token, number, patience_s=1) as project:
+    with Project(studio.url, studio.account.token, number, retry_budget_s=1) as project:
         for task, version in predictions:
             body = {"task": task, "result": [], "score": 0.0, "model_version": version}
             assert project.post([json.dumps(body).encode()]) == 1
@@ -96,7 +105,7 @@ def test_every_task_gets_a_prediction_and_a_second_run_finds_nothing_to_do(studi
     first, second = preannotate(studio, number), preannotate(studio, number)
 
     assert (first.photos, first.boxes, first.failures, first.stopped) == (20, 40, [], None)
-    assert (second.photos, second.needed_nothing) == (0, 20)
+    assert (second.photos, second.skipped) == (0, {choice.UP_TO_DATE: 20})
     assert held(studio.client, number) == {task: [VERSION] for task in tasks}
     (prediction,) = studio.client.tasks(number)[0]["predictions"]
     assert prediction["score"] == 0.85
@@ -116,27 +125,45 @@ def test_an_access_token_that_label_studio_no_longer_takes_is_exchanged_anew(
     studio: Studio, personal_token: str, photo_address: str
 ) -> None:
     number, (task,) = new_project(studio.client, [photo_address])
-    with Project(studio.url, personal_token, number, patience_s=1) as project:
-        tokens = project._sdk._client_wrapper._tokens_client
-        refused = tokens.api_key.rpartition(".")[0] + ".c2lnbmVkIGJ5IG5vYm9keQ"
-        tokens._access_token = refused
-        assert project.look([task]).keys() == {task}
-        tokens._access_token = refused
-        body = {"task": task, "result": [], "score": 0.0, "model_version": VERSION}
-        assert project.post([json.dumps(body).encode()]) == 1
+
+    def refused_once(method: str, path: str, before: int) -> Fault | None:
+        return "401" if before == 0 and path.endswith(("/api/tasks/", "/import/predictions")) else None
+
+    with unreliable(studio.url, refused_once) as proxy:
+        with Project(proxy.url, personal_token, number, retry_budget_s=1) as project:
+            assert project.look([task]).keys() == {task}
+            body = {"task": task, "result": [], "score": 0.0, "model_version": VERSION}
+            assert project.post([json.dumps(body).encode()]) == 1
+        assert (proxy.faults, proxy.count("POST", "/api/token/refresh/")) == (["401", "401"], 3)
 
 
-def test_a_limit_is_on_top_of_what_needs_nothing(studio: Studio, photo_address: str) -> None:
+@pytest.mark.parametrize("kind", ["legacy", "personal"])
+def test_a_token_that_label_studio_never_takes_is_rejected_and_not_tried_again(
+    studio: Studio, personal_token: str, photo_address: str, kind: str
+) -> None:
+    number, _ = new_project(studio.client, [photo_address])
+    token = personal_token if kind == "personal" else studio.account.token
+    with (
+        unreliable(
+            studio.url, lambda method, path, before: "401" if path.startswith("/api/projects/") else None
+        ) as proxy,
+        pytest.raises(CommandError, match=r"401 .*--api-key or LABEL_STUDIO_API_KEY"),
+    ):
+        Project(proxy.url, token, number, retry_budget_s=1)
+    assert proxy.count("GET", f"/api/projects/{number}/") == (2 if kind == "personal" else 1)
+
+
+def test_a_limit_does_not_count_what_is_skipped(studio: Studio, photo_address: str) -> None:
     number, tasks = new_project(studio.client, [photo_address] * 6)
     store(studio, number, [(task, VERSION) for task in tasks[:2]])
     tally = Tally(total=3)
-    with Project(studio.url, studio.account.token, number, patience_s=1) as project:
-        wanted = Wanted(selection=ALL, limit=3)
-        assert [task.id for task in command.tasks_to_do(project, VERSION, wanted, tally)] == tasks[2:5]
-    assert (tally.skipped, tally.total) == (2, 5)
+    with Project(studio.url, studio.account.token, number, retry_budget_s=1) as project:
+        wanted = Wanted(limit=3)
+        assert [task.id for task in choice.tasks_to_do(project, VERSION, wanted, tally)] == tasks[2:5]
+    assert (tally.skipped.total(), tally.total) == (2, 5)
 
 
-def test_broken_photos_are_listed_with_their_tasks_and_the_others_are_done(studio: Studio, photo_address: str) -> None:
+def test_failed_photos_are_listed_with_their_tasks_and_the_others_are_done(studio: Studio, photo_address: str) -> None:
     broken = "data:image/png;base64,bm8gcGhvdG8="
     addresses = [photo_address, broken, "/data/none.jpg", "http://[shelf].jpg", photo_address]
     number, tasks = new_project(studio.client, addresses)
@@ -144,8 +171,8 @@ def test_broken_photos_are_listed_with_their_tasks_and_the_others_are_done(studi
     report = preannotate(studio, number)
 
     assert report.photos == 2
-    assert sorted(failure["task"] for failure in report.failures) == tasks[1:4]
-    reasons = {failure["task"]: failure["reason"] for failure in report.failures}
+    assert sorted(int(failure.key) for failure in report.failures) == tasks[1:4]
+    reasons = {failure.key: failure.reason for failure in report.failures}
     assert "404" in reasons[tasks[2]]
     assert "[shelf].jpg" in reasons[tasks[3]]
     assert [bool(versions) for versions in held(studio.client, number).values()] == [True, False, False, False, True]
@@ -186,14 +213,14 @@ def test_a_run_stops_when_label_studio_stays_away_and_the_next_one_goes_on(studi
         return "drop" if uploads > 2 else None
 
     with unreliable(studio.url, gone_after_two_uploads) as proxy:
-        stopped = preannotate(studio, number, url=proxy.url, patience_s=0.5)
+        stopped = preannotate(studio, number, url=proxy.url, retry_budget_s=0.5)
     stored = sum(bool(versions) for versions in held(studio.client, number).values())
     resumed = preannotate(studio, number)
 
-    assert stopped.stopped is not None
-    assert "Label Studio at http" in stopped.stopped
+    assert isinstance(stopped.stopped, Unavailable)
+    assert "Label Studio at http" in str(stopped.stopped)
     assert stored == 16
-    assert (resumed.needed_nothing, resumed.photos) == (16, 24)
+    assert (resumed.skipped, resumed.photos) == ({choice.UP_TO_DATE: 16}, 24)
     assert held(studio.client, number) == {task: [VERSION] for task in tasks}
 
 
@@ -229,7 +256,7 @@ def test_again_replaces_the_prediction_of_the_version_and_no_other(studio: Studi
     assert all(p["id"] not in before[i] for i, found in after.items() for p in found if p["model_version"] == VERSION)
 
 
-def test_a_version_that_begins_with_another_ones_name_is_told_apart(studio: Studio, photo_address: str) -> None:
+def test_a_version_that_begins_with_another_ones_name_is_another_one(studio: Studio, photo_address: str) -> None:
     number, tasks = new_project(studio.client, [photo_address] * 2)
     store(studio, number, [(task, f"{VERSION}-ab12") for task in tasks])
 
@@ -256,13 +283,13 @@ def test_tasks_are_chosen_by_number_by_view_by_limit_and_by_their_annotations(
     assert predicted() == tasks
 
 
-def test_a_task_that_is_not_there_is_told_like_a_broken_photo(studio: Studio, photo_address: str) -> None:
+def test_a_task_that_is_not_there_is_reported_like_a_failed_photo(studio: Studio, photo_address: str) -> None:
     number, (task,) = new_project(studio.client, [photo_address])
 
     report = preannotate(studio, number, selection=Selection(ids=[task, 10_000_000]))
 
     assert report.photos == 1
-    assert [failure["task"] for failure in report.failures] == [10_000_000]
+    assert [failure.key for failure in report.failures] == [10_000_000]
 
 
 @pytest.mark.parametrize("kind", Format)
@@ -272,53 +299,89 @@ def test_boxes_of_a_project_go_into_a_file_and_the_project_stays_as_it_is(
     number, tasks = new_project(studio.client, [photo_address] * 2)
     settings = Settings(label_studio_url=studio.url, label_studio_api_key=studio.account.token)
     with (
-        Project(studio.url, studio.account.token, number, patience_s=1) as project,
+        BulkService.open(settings, engine=FakeEngine()) as service,
+        Project(studio.url, studio.account.token, number, retry_budget_s=1) as project,
         open_writer(tmp_path / "out", kind, config=project.label_config, model_version=VERSION) as writer,
     ):
-        wanted = Wanted(selection=ALL, again=True)
-        report = command.export_project(FakeEngine(), project, wanted, writer, settings)  # type: ignore[arg-type]
+        report = jobs.export_project(service, project, Wanted(), writer)
 
     assert (report.photos, report.boxes) == (2, 4)
     assert held(studio.client, number) == {task: [] for task in tasks}
     if kind is Format.yolo:
         stem = Path(photo_address).stem
-        names = sorted(path.name for path in (tmp_path / "out" / "labels").iterdir())
+        names = sorted(path.name for path in (tmp_path / "out" / "labels").rglob("*.txt"))
         assert names == sorted([f"{stem}.txt", f"{stem}-{tasks[1]}.txt"])
         return
-    rows = json.loads((tmp_path / "out").read_text())
+    written = json.loads((tmp_path / "out").read_text())
     if kind is Format.coco:
-        assert [row["image_id"] for row in rows] == [tasks[0], tasks[0], tasks[1], tasks[1]]
+        assert [row["image_id"] for row in written["annotations"]] == [tasks[0], tasks[0], tasks[1], tasks[1]]
     else:
         again, _ = new_project(studio.client, [])
-        studio.client.import_whole_tasks(again, rows)
+        studio.client.import_whole_tasks(again, written)
         assert list(held(studio.client, again).values()) == [[VERSION]] * 2
 
 
-def test_ctrl_c_stores_what_is_done_and_says_how_to_go_on(
+FRONT_AND_BACK = """<View>
+<Image name="front" value="$front"/><RectangleLabels name="box" toName="front"><Label value="facing"/></RectangleLabels>
+<Image name="back" value="$back"/><RectangleLabels name="box2" toName="back"><Label value="facing"/></RectangleLabels>
+</View>"""
+
+
+def test_all_photos_of_a_task_are_boxed_tightened_and_exported(
+    studio: Studio, photo_address: str, tmp_path: Path
+) -> None:
+    number = studio.client.create_project("front and back", FRONT_AND_BACK)
+    (task,) = studio.client.import_tasks(number, [{"front": photo_address, "back": photo_address}])
+    settings = Settings(label_studio_url=studio.url, label_studio_api_key=studio.account.token)
+    with (
+        BulkService.open(settings, engine=FakeEngine()) as service,
+        Project(studio.url, studio.account.token, number, retry_budget_s=1) as project,
+        open_writer(tmp_path / "coco.json", Format.coco, config=project.label_config, model_version=VERSION) as writer,
+    ):
+        assert jobs.preannotate_project(service, project, Wanted()).boxes == 4
+        report, moved = tighten(service, project, Wanted(), source=Source.predictions)
+        assert (report.boxes, moved.boxes, moved.unmoved) == (4, 4, 4)
+        assert jobs.export_project(service, project, Wanted(), writer).boxes == 4
+
+    predictions = studio.client.task(task)["predictions"]
+    regions = {p["model_version"]: [(r["from_name"], r["to_name"]) for r in p["result"]] for p in predictions}
+    expected = [("box", "front")] * 2 + [("box2", "back")] * 2
+    assert regions == {VERSION: expected, f"{VERSION}-tight": expected}
+    written = json.loads((tmp_path / "coco.json").read_text())
+    assert [len(written[part]) for part in ("images", "annotations")] == [2, 4]
+
+
+def test_a_failed_photo_of_a_task_is_listed_and_costs_its_other_photo_no_boxes(
+    studio: Studio, photo_address: str
+) -> None:
+    number = studio.client.create_project("front and back", FRONT_AND_BACK)
+    (task,) = studio.client.import_tasks(number, [{"front": photo_address, "back": "/data/none.jpg"}])
+
+    report = preannotate(studio, number)
+
+    assert (report.photos, report.boxes) == (1, 2)
+    assert [(failure.key, "none.jpg" in failure.reason) for failure in report.failures] == [(task, True)]
+    assert held(studio.client, number) == {task: [VERSION]}
+
+
+def test_ctrl_c_stores_what_is_done_and_says_how_to_continue(
     studio: Studio, photo_address: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     number, tasks = new_project(studio.client, [photo_address] * 40)
-    shown = 0
+    is_pressed = False
 
-    def interrupt(run: Run) -> Callable[[Tally], None]:
-        def show(tally: Tally) -> None:
-            nonlocal shown
-            shown += tally.done > 0
-            if shown == 1:
-                shown += 1
-                raise KeyboardInterrupt
+    def press(tally: Tally) -> None:
+        nonlocal is_pressed
+        if tally.done and not is_pressed:
+            is_pressed = True
+            raise KeyboardInterrupt
 
-        return show
-
-    finish = Run.finish
-    monkeypatch.setattr(Run, "finish", lambda run, _: finish(run, interrupt(run)))
-    monkeypatch.setattr(bulk, "POLL_S", 0.01)
-    monkeypatch.setattr(FakeEngine, "preannotate", slowly(FakeEngine.preannotate))
+    monkeypatch.setattr(pipeline, "POLL_S", 0.01)
     with unreliable(studio.url, faults_by_turns) as proxy:
-        report = preannotate(studio, number, url=proxy.url)
-    monkeypatch.undo()
+        report = preannotate(studio, number, url=proxy.url, seconds=0.05, show=press)
 
-    assert command.tell(report, number, None) == 130
+    assert isinstance(report.stopped, Interrupted)
+    assert printing.finish(report, printing.Place(name=f"project {number}"), None) == 130
     assert "run the same command again to continue" in capsys.readouterr().err
     stored = sum(bool(versions) for versions in held(studio.client, number).values())
     assert 0 < report.photos == stored < 40
@@ -326,28 +389,25 @@ def test_ctrl_c_stores_what_is_done_and_says_how_to_go_on(
     assert held(studio.client, number) == {task: [VERSION] for task in tasks}
 
 
-def slowly(method: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*arguments: Any, **options: Any) -> Any:
-        time.sleep(0.05)
-        return method(*arguments, **options)
-
-    return call
-
-
-def test_a_dry_run_says_what_would_be_done_and_does_nothing(studio: Studio, photo_address: str) -> None:
+def test_a_dry_run_prints_what_would_be_done_and_does_nothing(
+    studio: Studio, photo_address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     number, _ = new_project(studio.client, [photo_address] * 3)
     preannotate(studio, number, limit=1)
 
-    with Project(studio.url, studio.account.token, number, patience_s=1) as project:
-        told = command.dry_run(project, VERSION, Wanted(selection=ALL))
+    with Project(studio.url, studio.account.token, number, retry_budget_s=1) as project:
+        tally = jobs.dry_run(project, VERSION, Wanted())
+        printing.print_dry_run_of_project(project, VERSION, Wanted(), tally)
 
-    assert "on 2 tasks" in told
-    assert "1 tasks need nothing" in told
+    assert capsys.readouterr().out.splitlines() == [
+        f"would add predictions of {VERSION} on 2 tasks of project {number} ('bulk')",
+        "skipped 1 tasks: 1 already up to date",
+    ]
     assert len([task for task, versions in held(studio.client, number).items() if versions]) == 1
 
 
 @pytest.mark.parametrize(
-    ("number", "token", "selection", "told"),
+    ("number", "token", "selection", "message"),
     [
         (None, "wrong", ALL, "401"),
         (10_000_000, None, ALL, "404"),
@@ -355,22 +415,62 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(studio: Studio, phot
         (None, None, Selection(view=-1), "expected one of project"),
     ],
 )
-def test_what_label_studio_refuses_is_told_in_one_line(
-    studio: Studio, photo_address: str, number: int | None, token: str | None, selection: Selection, told: str
+def test_what_label_studio_rejects_is_one_line(
+    studio: Studio, photo_address: str, number: int | None, token: str | None, selection: Selection, message: str
 ) -> None:
     own, _ = new_project(studio.client, [photo_address])
     if selection.view == -1:
         selection = Selection(view=studio.client.create_view(new_project(studio.client, [photo_address])[0], {}))
 
-    with pytest.raises(CommandError, match=told) as caught:
+    with pytest.raises(CommandError, match=message) as caught:
         preannotate(studio, number or own, token=token, selection=selection)
 
     assert "\n" not in str(caught.value)
     assert studio.account.token not in str(caught.value)
 
 
+def test_two_shards_in_two_processes_cover_every_task_once(studio: Studio, tmp_path: Path) -> None:
+    path = tmp_path / "shelf.jpg"
+    Image.fromarray(render_shelf(0, (320, 240)).photo_rgb).save(path)
+    (photo,) = studio.client.tasks(_uploaded(studio.client, {path.name: path}))
+    number, tasks = new_project(studio.client, [photo["data"]["image"]] * 9)
+    environ = {**os.environ, "LABEL_STUDIO_API_KEY": studio.account.token, "OMP_NUM_THREADS": "1"}
+    options = ["--checkpoint", "facings-nano", "--device", "cpu"]
+    reports = [tmp_path / f"{shard}.json" for shard in (1, 2)]
+
+    processes = [
+        subprocess.Popen(
+            [*run_command(studio, str(number), *options), "--shard", f"{shard}/2", "--report", str(report)],
+            cwd=ROOT,
+            env=environ,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for shard, report in enumerate(reports, 1)
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert {task: len(versions) for task, versions in held(studio.client, number).items()} == dict.fromkeys(tasks, 1)
+    done = [json.loads(report.read_text()) for report in reports]
+    assert sorted(counts["photos"] for counts in done) == [4, 5]
+    assert [counts["duplicates_deleted"] for counts in done] == [0, 0]
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_every_task_belongs_to_one_shard(count: int) -> None:
+    shards = [Shard(number=number, count=count) for number in range(1, count + 1)]
+    assert all(sum(shard.holds(task) for shard in shards) == 1 for task in range(100))
+
+
+@pytest.mark.parametrize(("number", "count"), [(0, 8), (9, 8), (-1, 8), (1, 0)])
+def test_a_shard_that_does_not_exist_is_refused(number: int, count: int) -> None:
+    with pytest.raises(ValueError, match="shard: expected"):
+        Shard(number=number, count=count)
+
+
 def run_command(studio: Studio, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "scripts.cli", "preannotate", "--url", studio.url, *arguments]
+    return [sys.executable, "-m", "scripts.cli", "project", "preannotate", *arguments, "--url", studio.url]
 
 
 def test_killed_at_any_moment_it_goes_on_and_each_of_200_tasks_has_one_prediction(
@@ -385,7 +485,7 @@ def test_killed_at_any_moment_it_goes_on_and_each_of_200_tasks_has_one_predictio
     addresses = [task["data"]["image"] for task in client.tasks(_uploaded(client, names))]
     number, tasks = new_project(client, addresses * 100)
     environ = {**os.environ, "LABEL_STUDIO_API_KEY": studio.account.token, "OMP_NUM_THREADS": "1"}
-    arguments = run_command(studio, "--project", str(number), "--checkpoint", "facings-nano", "--device", "cpu")
+    arguments = run_command(studio, str(number), "--checkpoint", "facings-nano", "--device", "cpu")
 
     process = subprocess.Popen(arguments, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
@@ -407,9 +507,10 @@ def test_killed_at_any_moment_it_goes_on_and_each_of_200_tasks_has_one_predictio
     found = {task["id"]: task["predictions"] for task in client.tasks(number)}
     assert {task: len(predictions) for task, predictions in found.items()} == dict.fromkeys(tasks, 1)
     (version,) = {p["model_version"] for predictions in found.values() for p in predictions}
-    told = json.loads(report.read_text())
-    assert (told["model_version"], told["needed_nothing"] + told["photos"]) == (version, 200)
-    assert told["needed_nothing"] >= stored
+    counts = json.loads(report.read_text())
+    skipped = counts["skipped"][choice.UP_TO_DATE]
+    assert (counts["model_version"], skipped + counts["photos"]) == (version, 200)
+    assert skipped >= stored
     assert all(predictions[0]["result"] for predictions in found.values())
 
 

@@ -66,13 +66,20 @@ def test_given_ids_are_kept_and_the_others_are_new_and_unlike() -> None:
 
 def test_labels_are_those_of_the_box_control() -> None:
     boxes = [(0, 0, 9, 9)] * 3
-    regions = regions_from_detections(detections(*boxes), (10, 10), BOXES, labels=["tag", "click", None])
-    assert [region["value"]["rectanglelabels"] for region in regions] == [["tag"], ["facing"], ["facing"]]
+    regions = regions_from_detections(detections(*boxes), (10, 10), BOXES, labels=["tag", "facing", "tag"])
+    assert [region["value"]["rectanglelabels"] for region in regions] == [["tag"], ["facing"], ["tag"]]
+    defaults = regions_from_detections(detections(*boxes), (10, 10), BOXES)
+    assert [region["value"]["rectanglelabels"] for region in defaults] == [["facing"]] * 3
+
+
+def test_a_label_that_the_box_control_does_not_have_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"labels: expected labels of \('facing', 'tag'\), got 'click'"):
+        regions_from_detections(detections((0, 0, 9, 9)), (10, 10), BOXES, labels=["click"])
 
 
 @pytest.mark.parametrize("argument", ["labels", "ids"])
-def test_labels_and_ids_must_be_one_a_detection(argument: str) -> None:
-    with pytest.raises(ValueError, match=rf"{argument}: expected 2 values, one a detection, got 1"):
+def test_labels_and_ids_must_be_one_for_each_detection(argument: str) -> None:
+    with pytest.raises(ValueError, match=rf"{argument}: expected 2 values, one for each detection, got 1"):
         regions_from_detections(detections((0, 0, 9, 9), (0, 0, 9, 9)), (10, 10), BOXES, **{argument: ["x"]})
 
 
@@ -97,7 +104,7 @@ def photo_boxes(draw: st.DrawFn) -> list[tuple[float, float, float, float]]:
 def test_regions_lie_in_the_photo_with_a_label_of_the_config_and_come_back_as_the_same_boxes(
     boxes: list[tuple[float, float, float, float]], width: int, height: int, labels: st.DataObject
 ) -> None:
-    names = [labels.draw(st.sampled_from([None, "facing", "tag", "click"])) for _ in boxes]
+    names = [labels.draw(st.sampled_from(["facing", "tag"])) for _ in boxes]
     ids = [str(i) for i in range(len(boxes))]
     regions = regions_from_detections(detections(*boxes), (width, height), BOXES, labels=names, ids=ids)
     for region in regions:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from model.scheduler import Scheduler
+from model.stages import UNOBSERVED
 from model.types import DeadlineExceeded, NotReady
 
 
@@ -33,7 +34,7 @@ def doubler() -> Doubler:
 
 @pytest.fixture
 def scheduler(doubler: Doubler) -> Iterator[Scheduler[int, int]]:
-    scheduler: Scheduler[int, int] = Scheduler(start_up=lambda: None, answer=doubler, observe=lambda *_: None)
+    scheduler: Scheduler[int, int] = Scheduler(start_up=lambda: None, answer=doubler, observer=UNOBSERVED)
     yield scheduler
     scheduler.close()
 
@@ -124,7 +125,7 @@ def test_all_work_runs_on_one_thread(scheduler: Scheduler[int, int], doubler: Do
 
 
 def test_a_closed_scheduler_refuses_what_waits_and_what_comes(doubler: Doubler) -> None:
-    scheduler: Scheduler[int, int] = Scheduler(start_up=lambda: None, answer=doubler, observe=lambda *_: None)
+    scheduler: Scheduler[int, int] = Scheduler(start_up=lambda: None, answer=doubler, observer=UNOBSERVED)
     begun, go_on = threading.Event(), threading.Event()
     with ThreadPoolExecutor() as pool:
         job = pool.submit(scheduler.run, steps(2, lambda: (begun.set(), go_on.wait(10))), lane="bulk", deadline=None)

@@ -37,6 +37,7 @@ def test_every_setting_explains_itself_and_its_default_would_be_accepted(setting
         ("SCORE_THRESHOLD", " 1 ", 1.0),
         ("PORT", "8080", 8080),
         ("DEADLINE_S", "2.5", 2.5),
+        ("MAX_LABEL_CONFIG_CHARS", "1000000", 1_000_000),
         ("LABEL_STUDIO_URL", "https://labels.example.com/tool/", "https://labels.example.com/tool"),
         ("LABEL_STUDIO_URL", "http://[::1]:8080", "http://[::1]:8080"),
         ("ALLOW_PRIVATE_ADDRESSES", "No", False),
@@ -62,6 +63,11 @@ def test_texts_become_values(name: str, text: str, value: object) -> None:
         ("PORT", "٣٣", "PORT: expected a whole number from 1 to 65535, got '٣٣'"),
         ("THREADS", "1", "THREADS: expected a whole number from 4 to 1000, got '1'"),
         ("DEADLINE_S", "0", "DEADLINE_S: expected a number from 1 to 3600, got '0'"),
+        (
+            "MAX_LABEL_CONFIG_CHARS",
+            "0",
+            "MAX_LABEL_CONFIG_CHARS: expected a whole number from 1000 to 67108864, got '0'",
+        ),
         ("DEADLINE_S", "inf", "DEADLINE_S: expected a number from 1 to 3600, got 'inf'"),
         (
             "LABEL_STUDIO_URL",

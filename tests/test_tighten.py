@@ -14,17 +14,17 @@ from fakes import FakeEngine, painted_photo
 from PIL import Image
 
 from backend.bulk import tighten as command
-from backend.bulk.jobs import Wanted
-from backend.bulk.pipeline import Busy
+from backend.bulk.choice import Wanted
+from backend.bulk.service import BulkService
 from backend.label_studio.label_config import parse_label_config
-from backend.label_studio.project import Project, Selection
+from backend.label_studio.project import Project
 from backend.label_studio.regions import boxes_from_regions, regions_from_detections
-from backend.photos.files import read_photo
 from backend.settings import Settings
 from model import Detections, Engine, EngineOptions, Photo, Sam2Engine
+from model.quality import paired_iou
 from scripts.demo.demo import LABEL_CONFIG
 from scripts.labels import read_truth
-from scripts.measure.evaluate import jitter_boxes, paired_iou
+from scripts.measure.evaluate import jitter_boxes
 
 SHELVES = Path(__file__).parents[2] / "shared" / "shelves_dev"
 CONFIG = parse_label_config(LABEL_CONFIG.read_text())
@@ -35,7 +35,8 @@ VERSION = f"{FakeEngine().version}-tight"
 
 def regions_of(boxes_xyxy: Any, size_wh: tuple[int, int] = SIZE_WH) -> list[dict[str, Any]]:
     boxes = np.array(boxes_xyxy, np.float32).reshape(-1, 4)
-    return regions_from_detections(Detections(boxes_xyxy=boxes, scores=np.ones(len(boxes))), size_wh, CONFIG)
+    (image,) = CONFIG.images
+    return regions_from_detections(Detections(boxes_xyxy=boxes, scores=np.ones(len(boxes))), size_wh, image)
 
 
 def photo() -> Photo:
@@ -44,7 +45,8 @@ def photo() -> Photo:
 
 def redraw(regions: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], command.Moved]:
     movement = command.Movement()
-    redrawn = command.redraw(FakeEngine(), photo(), regions, "image", movement, Busy())  # type: ignore[arg-type]
+    service = BulkService.open(Settings(), engine=FakeEngine())
+    redrawn = command.redraw(service, photo(), regions, "image", movement)
     return redrawn, movement.summary()
 
 
@@ -98,18 +100,15 @@ def test_a_project_gets_new_predictions_and_keeps_what_it_has(
     rough = regions_of([(70, 15, 125, 70)])
     client.annotate(task, rough)
     settings = Settings(label_studio_url=studio.url, label_studio_api_key=studio.account.token)
-    with Project(studio.url, studio.account.token, number, patience_s=1) as project:
+    with (
+        BulkService.open(settings, engine=FakeEngine()) as service,
+        Project(studio.url, studio.account.token, number, retry_budget_s=1) as project,
+    ):
         body = {"task": task, "result": regions_of([(8, 8, 22, 22)]), "score": 1.0, "model_version": "by hand"}
         project.post([json.dumps(body).encode()])
-        for expected in ((1, 1), (0, 2)):
-            report, _ = command.tighten(
-                FakeEngine(),  # type: ignore[arg-type]
-                project,
-                Wanted(selection=Selection()),
-                settings,
-                source=source,
-            )
-            assert (report.photos, report.needed_nothing, report.failures) == (*expected, [])
+        for expected in ((1, {"without rectangles": 1}), (0, {"already up to date": 1, "without rectangles": 1})):
+            report, _ = command.tighten(service, project, Wanted(), source=source)
+            assert (report.photos, report.skipped, report.failures) == (*expected, [])
 
     held = {task["id"]: task for task in client.tasks(number)}
     version = VERSION + ("" if source is command.Source.predictions else "-annotations")
@@ -132,12 +131,13 @@ def nano() -> Iterator[Engine]:
 @pytest.mark.skipif(not SHELVES.is_dir(), reason="needs the shelves of ../shared")
 def test_rough_boxes_on_real_shelves_come_closer_to_the_truth(nano: Engine) -> None:
     before, after = [], []
-    for truth in read_truth(SHELVES / "coco.json", SHELVES / "images", limit=1):
-        shelf = read_photo(SHELVES / "images" / truth.file_name)
-        known = truth.boxes_xyxy[:40]
-        rough = jitter_boxes(known, truth.size_wh, np.random.default_rng(truth.image_id))
+    service = BulkService.open(Settings(), engine=nano)
+    for photo in read_truth(SHELVES / "coco.json", SHELVES / "images", limit=1).photos:
+        shelf = service.photo(photo.path)
+        known = photo.truth.boxes_xyxy[:40]
+        rough = jitter_boxes(known, photo.truth.size_wh, np.random.default_rng(photo.number))
         regions = regions_of(rough, shelf.size_wh)
-        redrawn = command.redraw(nano, shelf, regions, "image", command.Movement(), Busy())
+        redrawn = command.redraw(service, shelf, regions, "image", command.Movement())
         before.append(paired_iou(rough, known))
         after.append(paired_iou(boxes_from_regions(redrawn, shelf.size_wh), known))
     assert np.concatenate(after).mean() > np.concatenate(before).mean() + 0.02

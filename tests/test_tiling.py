@@ -28,10 +28,61 @@ def test_the_tiles_of_a_level_cover_the_photo_and_overlap(size_wh: tuple[int, in
         assert all(later - earlier < side for earlier, later in pairwise(starts))
 
 
-@given(size_wh=sizes)
-def test_the_first_tile_shows_the_whole_photo(size_wh: tuple[int, int]) -> None:
-    tile = dense_tiles(size_wh, 1024)[0]
+@given(size_wh=sizes.filter(lambda size_wh: max(size_wh) <= 2 * min(size_wh)))
+def test_the_first_tile_of_an_ordinary_photo_shows_all_of_it(size_wh: tuple[int, int]) -> None:
+    tile, *others = dense_tiles(size_wh, 1024)
     assert (tile.left, tile.top, tile.side) == (0, 0, max(size_wh))
+    assert all(other.level > 0 for other in others)
+
+
+@pytest.mark.parametrize(
+    ("size_wh", "corners_and_sides"),
+    [
+        ((640, 480), [(0, 0, 640)]),
+        ((1600, 1200), [(0, 0, 1600), (0, 0, 928), (672, 0, 928), (0, 272, 928), (672, 272, 928)]),
+        ((3264, 2448), [(0, 0, 3264), (0, 0, 1893), (1371, 0, 1893), (0, 555, 1893), (1371, 555, 1893)]),
+        ((2448, 3264), [(0, 0, 3264), (0, 0, 1893), (555, 0, 1893), (0, 1371, 1893), (555, 1371, 1893)]),
+        ((4000, 2000), [(0, 0, 4000), (0, 0, 2320), (1680, 0, 2320)]),
+    ],
+)
+def test_ordinary_photos_have_these_tiles(
+    size_wh: tuple[int, int], corners_and_sides: list[tuple[int, int, int]]
+) -> None:
+    assert [(tile.left, tile.top, tile.side) for tile in dense_tiles(size_wh, 1024)] == corners_and_sides
+
+
+def sides_of(size_wh: tuple[int, int]) -> set[int]:
+    return {tile.side for tile in dense_tiles(size_wh, 1024)}
+
+
+panoramas = st.tuples(st.integers(100, 2000), st.integers(2, 40)).map(lambda drawn: (drawn[0] * drawn[1], drawn[0]))
+
+
+@given(size_wh=panoramas)
+def test_the_tiles_of_a_panorama_are_those_of_photos_of_its_height_in_a_row(size_wh: tuple[int, int]) -> None:
+    width, height = size_wh
+    tiles = dense_tiles(size_wh, 1024)
+    if width > max(2 * height, 1024):
+        assert {tile.side for tile in tiles} <= {
+            side for photo in ((round(4 / 3 * height), height), (1024, 768)) for side in sides_of(photo)
+        }
+    assert len(tiles) <= 4 * (1 + width / height)
+
+
+@given(size_wh=panoramas)
+def test_a_portrait_panorama_has_the_tiles_of_a_landscape_one(size_wh: tuple[int, int]) -> None:
+    lying = {(tile.left, tile.top, tile.side) for tile in dense_tiles(size_wh, 1024)}
+    standing = {(tile.top, tile.left, tile.side) for tile in dense_tiles(size_wh[::-1], 1024)}
+    assert lying == standing
+
+
+def test_a_prompt_that_no_window_of_a_panorama_holds_sees_the_whole_photo() -> None:
+    size_wh = (9600, 900)
+    points = np.array([[100, 450], [9000, 450]], np.float32)
+    assert tile_for_points(points, size_wh, 1024).side == 9600
+    assert tile_for_box(np.array([100, 100, 5000, 800], np.float32), size_wh, 1024).side == 9600
+    assert tile_for_points(points[:1], size_wh, 1024) in dense_tiles(size_wh, 1024)
+    assert tile_for_box(np.array([5000, 400, 5080, 520], np.float32), size_wh, 1024).side < 1000
 
 
 @given(size_wh=sizes, fractions=st.tuples(*[st.floats(0, 0.9)] * 2, *[st.floats(0.02, 0.1)] * 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +12,12 @@ import torch
 
 from model.checkpoints import BUNDLED_WEIGHTS, calibrated_threshold, find_checkpoint
 from model.device import Placement
-from model.network import Network, build_module
+from model.network import Network
 from model.proposer import boxes_of_cells
 from model.renderer.shelves import render_shelf
-from model.training.loop import TrainOptions, corrections, on_canvas, train
+from model.sam2_module import build_module
+from model.training.loop import Every, TrainOptions, corrections, on_canvas, train
 from model.training.losses import (
-    box_iou_and_giou,
     box_loss,
     centre_loss,
     mask_losses,
@@ -25,8 +26,9 @@ from model.training.losses import (
 )
 from model.training.samples import BEYOND_RGB, LabelledPhoto, LabelledPhotos, Samples, cropped, mirrored, relit
 from model.training.targets import dense_targets, prompt_targets
+from scripts.train import Printer
 
-TINY = TrainOptions(out=Path("run"), minutes=0.15, batch_size=2, prompts_per_picture=1, picture_px=96, workers=0)
+TINY = TrainOptions(out=Path("run"), batch_size=2, prompts_per_picture=1, picture_px=96, workers=0)
 
 
 def test_no_facings_give_empty_targets() -> None:
@@ -59,11 +61,10 @@ def test_perfect_answers_cost_nothing() -> None:
     assert guess.item() == pytest.approx(0, abs=1e-4)
 
 
-def test_giou_punishes_distance_where_iou_is_blind() -> None:
-    truth = torch.tensor([[0.0, 0.0, 10.0, 10.0]] * 2)
-    iou, giou = box_iou_and_giou(torch.tensor([[20.0, 0.0, 30.0, 10.0], [50.0, 0.0, 60.0, 10.0]]), truth)
-    assert iou.tolist() == [0, 0]
-    assert giou[0] > giou[1]
+def test_boxes_apart_cost_more_the_farther_apart_they_are() -> None:
+    truth, weight = torch.tensor([0.0, 0.0, 10.0, 10.0]).view(1, 1, 1, 4), torch.ones(1, 1, 1)
+    near, far = (box_loss(truth + torch.tensor([x, 0.0, x, 0.0]), truth, weight) for x in (20.0, 50.0))
+    assert 1 < near < far < 2
 
 
 def test_distances_of_a_cell_are_edges_around_its_centre() -> None:
@@ -183,12 +184,8 @@ def test_fine_tuning_learns_from_labelled_photos_and_the_measured_threshold_stay
         tiny = Samples(seed=0, picture_px=96, prompts_per_picture=1, labelled=labelled)
         seen += [bool(sample["has_masks"]) for sample in tiny.samples(index)]
     assert {True, False} == set(seen)
-    options = replace(
-        TINY, out=tmp_path / "run", start_from=BUNDLED_WEIGHTS, labelled=labelled, report_every=1, score_every_s=0.0
-    )
-    reports: list[dict[str, float]] = []
-    path = train(options, reports.append, score=lambda _: {"dev_ap": 0.5, "score_threshold": 0.35})
-    assert any("dev_ap" in report for report in reports[:-1])
+    options = replace(TINY, out=tmp_path / "run", minutes=3 / 60, start_from=BUNDLED_WEIGHTS, labelled=labelled)
+    path = train(options, lambda _: None, score=lambda _: {"dev_ap": 0.5, "score_threshold": 0.35}, clock=Clock())
     checkpoint = find_checkpoint(str(path), config=None, has_gpu=False)
     assert calibrated_threshold(checkpoint) == 0.35
 
@@ -196,6 +193,17 @@ def test_fine_tuning_learns_from_labelled_photos_and_the_measured_threshold_stay
 def test_labelled_photos_without_any_box_teach_nothing() -> None:
     with pytest.raises(ValueError, match="at least one box"):
         LabelledPhotos(photos=(LabelledPhoto(path=Path("a"), boxes_xyxy=np.zeros((0, 4), np.float32)),), read=np.load)
+
+
+class Clock:
+    """Time that goes on by a second whenever it is read, so that a run has as many steps as it has seconds."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        self.now_s += 1
+        return self.now_s
 
 
 def test_the_loss_falls_a_killed_run_goes_on_and_the_weights_load(tmp_path: Path) -> None:
@@ -209,18 +217,68 @@ def test_the_loss_falls_a_killed_run_goes_on_and_the_weights_load(tmp_path: Path
         if len(reports) == 3:
             raise Killed
 
-    options = replace(TINY, out=tmp_path, minutes=0.4, report_every=4, learning_rate=4e-3, save_every_s=0.0)
+    options = replace(TINY, out=tmp_path, minutes=20 / 60, report_every=2, learning_rate=4e-3, save_every_s=0.0)
     with pytest.raises(Killed):
-        train(options, kill)
-    steps_before = reports[-1]["step"]
-    path = train(replace(options, resume=True), reports.append)
-    assert reports[3]["step"] == steps_before  # the step whose report killed the run was not saved, the one before was
-    first, last = (sum(report[name] for name in ("centre", "box", "mask")) for report in (reports[0], reports[-1]))
-    assert last < first
+        train(options, kill, clock=Clock())
+    path = train(replace(options, resume=True), reports.append, clock=Clock())
+    steps = [report["step"] for report in reports]
+    # The step whose report killed the run was not saved, the one before was.
+    assert steps == [2, 4, 6, *range(6, 21, 2)]
+    assert [report["minutes_left"] * 60 for report in reports] == pytest.approx([20 - step for step in steps])
+    assert sum(report["loss"] for report in reports[-3:]) < sum(report["loss"] for report in reports[:3])
     checkpoint = find_checkpoint(str(path), config=None, has_gpu=False)
     assert checkpoint.config == "facings-nano"
     cpu = Placement(device=torch.device("cpu"), autocast=None, encode_batch=1, decode_batch=16, reason="test")
     assert Network(checkpoint, cpu).has_proposals
+
+
+def test_a_checkpoint_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        path = train(replace(TINY, out=tmp_path, minutes=1 / 60), lambda _: None, clock=Clock())
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_run_is_measured_before_it_begins_every_few_seconds_and_at_the_end(tmp_path: Path) -> None:
+    reports: list[dict[str, float]] = []
+    options = replace(TINY, out=tmp_path, minutes=5 / 60, report_every=100, score_every_s=1.5)
+    train(options, reports.append, score=lambda _: {"dev_ap": 0.5}, clock=Clock())
+    assert [report["step"] for report in reports if "dev_ap" in report] == [0, 2, 4, 5]
+
+
+def test_what_is_due_every_few_seconds_is_due_after_the_first_of_them_and_not_more_often() -> None:
+    every = Every(10.0, now_s=100.0)
+    assert [now_s for now_s in range(100, 140) if every.is_due(now_s)] == [111, 122, 133]
+
+
+def test_a_run_prints_step_loss_and_time_left_and_what_it_began_and_ended_with(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    printer = Printer(clock=Clock())
+    score = {"step": 0.0, "dev_ap50": 0.6, "dev_ar300": 0.4, "score_threshold": 0.3}
+    progress = {"centre": 0.9, "loss": 2.5, "pictures_per_s": 12.3, "learning_rate": 1e-3}
+    printer.report(score | {"dev_ap": 0.31, "dev_corrections_per_100": 80.0})
+    for step in range(1, 16):
+        printer.report(progress | {"step": step, "minutes_left": (15 - step) / 10})
+    printer.report(score | {"step": 15.0, "dev_ap": 0.35, "dev_corrections_per_100": 70.0})
+    printer.print_outcome()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "step 0",
+        "step 1",
+        "step 11",
+        "step 15",
+        "step 15",
+        "before",
+        "after",
+    ]
+    assert "loss 2.500 (centre 0.900), 12.3 pictures/s, 1 min 24 s left" in lines[1]
+    assert "AP 0.310" in lines[-2]
+    assert "AP 0.350" in lines[-1]
+    assert "70.0 corrections per 100 facings at score 0.30" in lines[-1]
 
 
 def test_a_small_picture_stands_at_its_place_of_the_tile(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 
 import numpy as np
 import pytest
+from fakes import FakeEngine
 
-from model import Detections, Mask, Photo, Prompt
+from model import Detections, Engine, Mask, Photo, Prompt, Sam2Engine
 
 
 def test_a_photo_is_known_by_its_pixels_and_not_by_its_object() -> None:
@@ -77,3 +79,16 @@ def test_detections_above_a_threshold_keep_their_order_and_masks() -> None:
 def test_a_mask_lies_where_its_window_is() -> None:
     whole = Mask(bitmap=np.ones((2, 1), np.bool_), left=3, top=1).in_photo((5, 4))
     assert np.argwhere(whole).tolist() == [[1, 3], [2, 3]]
+
+
+def test_the_fake_engine_has_the_interface_of_the_real_one() -> None:
+    """As far as names of methods and parameters go; mypy compares their types as well."""
+    wanted = [name for name in vars(Engine) if not name.startswith("_")]
+    assert len(wanted) >= 9
+    for name in wanted:
+        assert hasattr(FakeEngine(), name)
+        assert hasattr(Sam2Engine, name)
+        if inspect.isfunction(vars(Engine)[name]):
+            parameters = list(inspect.signature(vars(Engine)[name]).parameters)
+            assert list(inspect.signature(getattr(FakeEngine, name)).parameters) == parameters
+            assert list(inspect.signature(getattr(Sam2Engine, name)).parameters) == parameters

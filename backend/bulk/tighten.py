@@ -1,40 +1,31 @@
 """Rectangles that a project has already, redrawn around their objects with box prompts, as new predictions.
 
 Knows which rectangles are taken, what becomes of them and how far they moved. The way there and back is that of
-`preannotate`: the same run, the same uploads. Annotations and other predictions stay as they are.
+`jobs.preannotate_project`. Annotations and other predictions stay as they are.
 """
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from backend.bulk.jobs import (
-    ProjectSink,
-    Report,
-    Wanted,
-    count_of,
-    jobs_of,
-    load_photo,
-    photo_loader,
-    report_of,
-    run_to_end,
-    tasks_to_do,
-)
-from backend.bulk.pipeline import Busy, Job, NothingToDo, Tally
-
-if TYPE_CHECKING:
-    from backend.label_studio.project import Project, Task
-    from backend.label_studio.regions import Region
-    from backend.settings import Settings
-    from model import Engine, Photo
+from backend.bulk.choice import Wanted
+from backend.bulk.jobs import prediction, upload_predictions
+from backend.bulk.pipeline import Job, NothingToDo, Result, Show, show_nothing
+from backend.bulk.report import Report
+from backend.bulk.service import BulkService
+from backend.bulk.task_photos import Images, failures_in, load_task_photos
+from backend.label_studio.project import Project, Task
+from backend.label_studio.regions import Region, boxes_from_regions, rectangle_value
+from backend.service import Service
+from model import Photo, Prompt
+from model.boxes import iou_matrix
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -78,8 +69,6 @@ class Movement:
 
     def add(self, old_xyxy: FloatArray, new_xyxy: FloatArray) -> None:
         """Boxes as they were and as they are, row by row."""
-        from model.boxes import iou_matrix
-
         if not len(old_xyxy):
             return
         sizes = np.tile(np.maximum(old_xyxy[:, 2:] - old_xyxy[:, :2], 1e-3), (1, 2))
@@ -108,31 +97,24 @@ def version_of(engine_version: str, source: Source) -> str:
 
 
 def tighten(
-    engine: Engine, project: Project, wanted: Wanted, settings: Settings, *, source: Source
+    service: BulkService, project: Project, wanted: Wanted, *, source: Source, show: Show = show_nothing
 ) -> tuple[Report, Moved]:
-    """A prediction with redrawn rectangles on every wanted task that has any. Killed, it goes on like `preannotate`."""
-    from backend.bulk.uploads import Uploads
+    """A prediction with redrawn rectangles on every wanted task that has any. A killed run can be run again."""
+    version, movement = version_of(service.engine.version, source), Movement()
 
-    config, version = project.label_config, version_of(engine.version, source)
-    tally, movement = Tally(total=count_of(project, wanted)), Movement()
-    uploads, loader = Uploads(project, version, again=wanted.again), photo_loader(settings)
-    regions: dict[int, list[Region]] = {}  # of photos on their way through the engine
+    def load(task: Task) -> tuple[Images[Photo], list[Region]]:
+        regions = regions_to_redraw(project, task, source)
+        return load_task_photos(task, service=service, project=project), regions
 
-    def load(task: Task) -> Photo:
-        own = regions_to_redraw(project, task, source)
-        photo = load_photo(task, loader, project)
-        regions[task.id] = own
-        return photo
+    def work(job: Job[Task], loaded: tuple[Images[Photo], list[Region]]) -> Result[bytes]:
+        photos, regions = loaded
+        for image_name, photo in photos.items():
+            if not isinstance(photo, Exception):
+                regions = redraw(service, photo, regions, image_name, movement)
+        return prediction(job.item, [_with_score(region) for region in regions], version, failures_in(photos))
 
-    def work(job: Job, photo: Photo, busy: Busy) -> tuple[bytes, int]:
-        from backend.label_studio.predictions import prediction_of
-
-        redrawn = redraw(engine, photo, regions.pop(job.key), config.images[0].image_name, movement, busy)
-        return json.dumps({"task": job.key, **prediction_of(redrawn, version)}).encode(), len(redrawn)
-
-    jobs = jobs_of(tasks_to_do(project, version, wanted, tally, on_held=uploads.verify), load, config)
-    ending = run_to_end(jobs, work, ProjectSink(uploads), tally=tally, stopping=project.stopping, label="tighten")
-    return report_of(ending, version, project=project, deleted=uploads.deleted), movement.summary()
+    report = upload_predictions(service, project, wanted, version, load, work, show=show)
+    return report, movement.summary()
 
 
 def regions_to_redraw(project: Project, task: Task, source: Source) -> list[Region]:
@@ -140,72 +122,59 @@ def regions_to_redraw(project: Project, task: Task, source: Source) -> list[Regi
 
     What was redrawn already is not redrawn once more.
     """
+    images = {image.image_name for image in project.label_config.images}
     predictions, annotations = project.regions_of(task.id)
     bases = [found for found in predictions if SUFFIX not in str(found.get("model_version"))]
     if source is Source.annotations:
         bases = [found for found in annotations if not found.get("was_cancelled")]
     for base in reversed(bases):
         regions = base.get("result") or []
-        if any(_is_rectangle(region, project.label_config.images[0].image_name) for region in regions):
+        if any(_is_rectangle(region, images) for region in regions):
             return list(regions)
-    raise NothingToDo
+    raise NothingToDo("without rectangles")
 
 
 def redraw(
-    engine: Engine, photo: Photo, regions: Sequence[Mapping[str, Any]], image_name: str, movement: Movement, busy: Busy
+    service: Service, photo: Photo, regions: Sequence[Mapping[str, Any]], image_name: str, movement: Movement
 ) -> list[Region]:
-    """The regions, each rectangle on the photo tight around its object, upright, with an id of its own; others as they
-    are. image_name: of the photo, in the label config.
+    """The regions, each rectangle on the photo tight around its object and upright; others as they are.
 
-    A rectangle in which nothing is found stays where it was. All of a photo's are asked for together.
+    image_name: of the photo, in the label config. A rectangle in which nothing is found stays where it was.
     """
-    from backend.label_studio.regions import boxes_from_regions, rectangle_value
-    from model import Prompt
-
-    rectangles = [region for region in regions if _is_rectangle(region, image_name)]
+    rectangles = [region for region in regions if _is_rectangle(region, {image_name})]
     old = boxes_from_regions(rectangles, photo.size_wh)
     width, height = photo.size_wh
     old = np.clip(old, 0, [width, height, width, height]).astype(np.float32)
     usable = (old[:, 2:] - old[:, :2] >= 1).all(axis=1)
     new, scores = old.copy(), np.zeros(len(old), np.float32)
     if usable.any():
-        with busy.work():
-            found = engine.refine(photo, [Prompt(box_xyxy=box) for box in old[usable]])
+        found = service.refine(photo, [Prompt(box_xyxy=box) for box in old[usable]]).detections
         hit = found.scores > 0
         rows = np.flatnonzero(usable)[hit]
         new[rows], scores[rows] = found.boxes_xyxy[hit], found.scores[hit]
     movement.add(old, new)
     redrawn = iter(zip(new, scores, strict=True))
-    result: list[Region] = []
-    for region in regions:
-        if not _is_rectangle(region, image_name):
-            result.append({**region, "score": float(region.get("score") or 0.0)})
-            continue
-        box, score = next(redrawn)
-        value = rectangle_value(box.tolist(), photo.size_wh) or {}
-        result.append(
-            {
-                **{key: region[key] for key in ("from_name", "to_name", "type") if key in region},
-                "id": region.get("id"),
-                "original_width": width,
-                "original_height": height,
-                "image_rotation": 0,
-                "score": round(float(score), 4),
-                "value": {**region["value"], **value},
-            }
-        )
-    return result
+    return [
+        _redrawn(region, *next(redrawn), photo.size_wh) if _is_rectangle(region, {image_name}) else dict(region)
+        for region in regions
+    ]
 
 
-def print_moved(moved: Moved) -> None:
-    """How far the boxes moved, in a line."""
-    median, high = moved.edge_share
-    print(
-        f"{moved.boxes} boxes redrawn, {moved.unmoved} of them stayed; mean IoU with what they were "
-        f"{moved.mean_iou:.3f}; "
-        f"an edge moved by {median:.1%} of the box's size (median), {high:.1%} (95th percentile)"
-    )
+def _redrawn(region: Mapping[str, Any], box_xyxy: FloatArray, score: np.float32, size_wh: tuple[int, int]) -> Region:
+    return {
+        **{key: region[key] for key in ("from_name", "to_name", "type", "id") if key in region},
+        "original_width": size_wh[0],
+        "original_height": size_wh[1],
+        "image_rotation": 0,
+        "score": round(float(score), 4),
+        "value": {**region["value"], **(rectangle_value(box_xyxy.tolist(), size_wh) or {})},
+    }
 
 
-def _is_rectangle(region: Mapping[str, Any], image_name: str) -> bool:
-    return region.get("type") in RECTANGLES and region.get("to_name") == image_name
+def _with_score(region: Region) -> Region:
+    """Regions of annotations have none."""
+    return {**region, "score": float(region.get("score") or 0.0)}
+
+
+def _is_rectangle(region: Mapping[str, Any], image_names: set[str]) -> bool:
+    return region.get("type") in RECTANGLES and region.get("to_name") in image_names

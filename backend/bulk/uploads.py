@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from backend.label_studio.project import Patience, Project, Refused, Task, Trouble
+from backend.label_studio.project import Project, Task
+from backend.label_studio.retry import RequestRejected, RetryBudget, TransientError
 
-REFUSED_BY_CONTENT = (400, 404, 413)  # of one prediction or of the batch's size: smaller batches tell which
+REJECTED_BY_CONTENT = (400, 404, 413)  # of one prediction or of the batch's size: smaller batches find out which
 
 
 class Uploads:
@@ -30,11 +31,12 @@ class Uploads:
         self.deleted = 0
 
     def put(self, predictions: Mapping[int, bytes]) -> dict[int, str]:
-        """Stores predictions, by task id, as JSON with that id; the reasons of those that Label Studio will not have.
+        """Stores predictions, by task id, as JSON with that id; returns the reasons of those that Label Studio
+        does not accept.
 
         Raises as Project does; what was sent until then is stored, or will be when the same is put again.
         """
-        return self._put(dict(predictions), self._project.patience())
+        return self._put(dict(predictions), self._project.retry_budget())
 
     def close(self) -> None:
         """Looks once more at what was put last, and at all that was ever in doubt."""
@@ -50,7 +52,7 @@ class Uploads:
                 self._project.delete_prediction(extra)
                 self.deleted += 1
 
-    def _put(self, todo: dict[int, bytes], patience: Patience) -> dict[int, str]:
+    def _put(self, todo: dict[int, bytes], budget: RetryBudget) -> dict[int, str]:
         before: dict[int, int] | None = None  # with `again`: the version's newest prediction of each task
         while True:
             seen = self._project.look(todo.keys() | self._unverified)
@@ -69,27 +71,27 @@ class Uploads:
                 return refused
             try:
                 taken = self._project.post(todo.values())
-            except Trouble as trouble:
+            except TransientError as error:
                 self._doubtful |= todo.keys()
                 self._project.retries += 1
-                patience.wait(trouble)
+                budget.wait(error)
                 continue
-            except Refused as error:
-                if error.status not in REFUSED_BY_CONTENT:
+            except RequestRejected as error:
+                if error.status not in REJECTED_BY_CONTENT:
                     raise
                 if len(todo) == 1:
                     return {**refused, **dict.fromkeys(todo, str(error))}
-                return {**refused, **self._put_halves(todo, patience)}
-            if taken < len(todo):  # predictions that it finds invalid are dropped without a word
+                return {**refused, **self._put_halves(todo, budget)}
+            if taken < len(todo):  # Label Studio drops predictions that it finds invalid and reports no error
                 dropped = todo.keys() - self._stored(self._project.look(todo), before)
-                refused |= dict.fromkeys(dropped, "expected Label Studio to store the prediction, got it dropped")
+                refused |= dict.fromkeys(dropped, "expected Label Studio to store the prediction, but it dropped it")
             self._unverified |= todo.keys() - refused.keys()
             return refused
 
-    def _put_halves(self, todo: dict[int, bytes], patience: Patience) -> dict[int, str]:
+    def _put_halves(self, todo: dict[int, bytes], budget: RetryBudget) -> dict[int, str]:
         tasks = list(todo)
         halves = tasks[: len(tasks) // 2], tasks[len(tasks) // 2 :]
-        return {task: why for half in halves for task, why in self._put({i: todo[i] for i in half}, patience).items()}
+        return {task: why for half in halves for task, why in self._put({i: todo[i] for i in half}, budget).items()}
 
     def _verify(self, seen: Mapping[int, Task]) -> None:
         for task in seen.values():

@@ -1,15 +1,22 @@
-"""A label config: which control takes the boxes, which controls give prompts, and which label a box gets.
+"""A label config: which images get boxes, which control takes them, which give prompts, which label a box gets.
 
 Knows Label Studio's tags and attributes, as label_studio_sdk reads them. Knows no task, no prompt and no pixel.
 
-Which control takes the boxes: of the `<RectangleLabels>` that point at an `<Image>` with a task value and have at least
-one fixed label, the one with a label marked `predicted_values="facing"`; without a mark, one with `smart="false"`; else
-one that does not say; else one with `smart="true"`. The first in the config wins among equals.
+Which images get boxes: every `<Image>` with a usable box control, which is a `<RectangleLabels>` with at least one
+fixed label. The others are left alone. An `<Image>` of several pages (`valueList`) counts as one without a control, and
+a `<Repeater>` around images or their box controls is refused: their regions would need a page or a name that only the
+task knows.
 
-Which controls give prompts: every keypoint and rectangle control on the same image that Label Studio offers as a smart
+Which control of an image takes its boxes: the one with a label marked `predicted_values="facing"`; without a mark, one
+with `smart="false"`; else one without `smart`; else one with `smart="true"`. The first in the config wins among
+equals.
+
+Which controls give prompts: every keypoint and rectangle control on such an image that Label Studio offers as a smart
 tool, which is every one without `smart="false"`. A box control that is smart does both.
 
 Which label a pre-annotated box gets: the one marked `predicted_values="facing"`, else the only one, else the first.
+
+Messages name tags without angle brackets: Label Studio renders them as HTML, and what stands in brackets vanishes.
 """
 
 from __future__ import annotations
@@ -23,14 +30,19 @@ from typing import Any, Literal
 
 from label_studio_sdk.label_interface.control_tags import ControlTag
 from label_studio_sdk.label_interface.interface import LabelInterface
+from label_studio_sdk.label_interface.object_tags import ObjectTag
 
 from backend.errors import LabelConfigError
 
 # The one class that Facings finds, as it stands in `predicted_values`.
 FACING = "facing"
 
-_KEYPOINT_TAGS = ("keypointlabels", "keypoint")
-_RECTANGLE_TAGS = ("rectanglelabels", "rectangle")
+# Tags in lower case; the `type` of a region is the tag of its control, written so.
+KEYPOINT_TYPES = ("keypointlabels", "keypoint")
+RECTANGLE_TYPES = ("rectanglelabels", "rectangle")
+
+_BOX_TAG = "rectanglelabels"
+_ADD_BOXES = f'RectangleLabels name="box" toName="{{image}}" smart="false" with a Label value="{FACING}" inside'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +93,9 @@ class MaskControl:
 class ImageControls:
     """One `<Image>` of a label config and the controls on it.
 
-    image_name: name of the `<Image>`, the `to_name` of its regions; image_key: key of its photo in the task's data.
+    image_name: name of the `<Image>`, the `to_name` of its regions.
+    image_key: where the photo stands in the task's data, such as "image", "photo.url" or "photos[0]"; resolved by
+    `predictions.photo_address`.
     """
 
     image_name: str
@@ -117,43 +131,49 @@ class ImageControls:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelConfig:
-    """What Facings needs of a label config: its images with a control that takes boxes, at least one, in order."""
+    """What Facings needs of a label config.
+
+    images: those with a control that takes boxes, in the config's order; at least one.
+    left_alone: one line for each other image, with the reason why it gets no boxes.
+    """
 
     images: tuple[ImageControls, ...]
+    left_alone: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """What was understood, as one ASCII line for the log."""
-        return "; ".join(image.describe() for image in self.images)
+        return "; ".join([*(image.describe() for image in self.images), *self.left_alone])
 
 
 @lru_cache(maxsize=256)
 def parse_label_config(xml: str) -> LabelConfig:
-    """Read a label config; of a config without a usable box control, the LabelConfigError says what to add.
+    """Read a label config; of a config without a usable box control, the LabelConfigError names what to add.
 
     A config is read once: the result is frozen, and kept for the configs that were read last.
     """
     interface = _read(xml)
-    images = {
-        str(tag.name): str(tag.attr.get("value", "")) for tag in interface.objects if str(tag.tag).lower() == "image"
-    }
+    images = {str(tag.name): tag for tag in interface.objects if str(tag.tag).lower() == "image"}
     if not images:
-        raise _refusal('no <Image> to label: add <Image name="image" value="$image"/>')
+        raise _refusal('no Image to label: add an Image with name="image" and value="$image"')
     controls: list[ControlTag] = list(interface.controls)
-    box_control = _box_control(controls, images)
-    image_name = _image_of(box_control, images)
-    on_image = [control for control in controls if _image_of(control, images) == image_name]
-    image = ImageControls(
-        image_name=image_name,
-        image_key=images[image_name].removeprefix("$"),
-        boxes=_boxes(box_control, image_name),
-        prompts=PromptControls(
-            keypoints=tuple(str(c.name) for c in on_image if _tag(c) in _KEYPOINT_TAGS and _is_smart(c)),
-            rectangles=tuple(str(c.name) for c in on_image if _tag(c) in _RECTANGLE_TAGS and _is_smart(c)),
-        ),
-        polygons=_mask_controls(on_image, "polygonlabels"),
-        brushes=_mask_controls(on_image, "brushlabels"),
-    )
-    return LabelConfig(images=(image,))
+    candidates = [control for control in controls if _tag(control) == _BOX_TAG]
+    if not candidates:
+        raise _no_box_control(controls, next(iter(images)))
+    flaws = {str(control.name): _flaw(control, images) for control in candidates}
+    read: list[ImageControls] = []
+    left_alone: list[str] = []
+    for name, tag in images.items():
+        on_image = [control for control in controls if _image_of(control, images) == name]
+        boxes = [control for control in on_image if _tag(control) == _BOX_TAG]
+        usable = [control for control in boxes if flaws[str(control.name)] is None]
+        if usable:
+            read.append(_image_controls(tag, min(usable, key=_preference), on_image))
+        else:
+            reason = flaws[str(boxes[0].name)] if boxes else "no RectangleLabels has it as its toName"
+            left_alone.append(f"image {name!a} gets no boxes: {reason}")
+    if not read:
+        raise _refusal(str(flaws[str(candidates[0].name)]))
+    return LabelConfig(images=tuple(read), left_alone=tuple(left_alone))
 
 
 def _read(xml: str) -> LabelInterface:
@@ -162,42 +182,58 @@ def _read(xml: str) -> LabelInterface:
     if "<!DOCTYPE" in xml or "<!ENTITY" in xml:
         raise _refusal("expected plain XML tags, got a document type or entity declaration: remove it")
     try:
-        return LabelInterface(xml)
+        interface = LabelInterface(xml)
+        *_, tree = interface.parse(xml)
     except Exception as error:  # the SDK lets errors of lxml, pydantic and its own through, without a common base
-        raise _refusal(f"not readable as XML tags: {error}") from error
+        reason = str(error).partition(" (<string>")[0]
+        raise _refusal(f"not readable as XML tags: {reason}") from error
+    for repeater in tree.iter("{*}Repeater", "{*}repeater"):
+        if any(str(tag.tag).lower() in ("image", _BOX_TAG) for tag in repeater.iter()):
+            raise _refusal(
+                "a Repeater around images is not supported: write an Image of its own for each photo of a task, such "
+                'as name="first" value="$photos[0]", each with its own RectangleLabels'
+            )
+    return interface
 
 
-def _box_control(controls: Sequence[ControlTag], images: Mapping[str, str]) -> ControlTag:
-    candidates = [control for control in controls if _tag(control) == "rectanglelabels"]
-    image_name = next(iter(images))
-    if not candidates:
-        bare = [control for control in controls if _tag(control) == "rectangle"]
-        found = f"<Rectangle name={bare[0].name!a}> holds boxes without a label" if bare else "no control takes boxes"
-        raise _refusal(
-            f'{found}: add <RectangleLabels name="box" toName="{image_name}" smart="false">'
-            f'<Label value="{FACING}"/></RectangleLabels>'
-        )
-    flaws = [_flaw(control, images) for control in candidates]
-    usable = [control for control, flaw in zip(candidates, flaws, strict=True) if flaw is None]
-    if not usable:
-        raise _refusal(str(flaws[0]))
-    return min(usable, key=_preference)
+def _no_box_control(controls: Sequence[ControlTag], image_name: str) -> LabelConfigError:
+    bare = [control for control in controls if _tag(control) == "rectangle"]
+    found = f"Rectangle name={bare[0].name!a} holds boxes without a label" if bare else "no control takes boxes"
+    return _refusal(f"{found}: add {_ADD_BOXES.format(image=image_name)}")
 
 
-def _flaw(control: ControlTag, images: Mapping[str, str]) -> str | None:
+def _flaw(control: ControlTag, images: Mapping[str, ObjectTag]) -> str | None:
     """Why this control cannot take boxes and what to add, or None if it can."""
-    name = f"<RectangleLabels name={control.name!a}>"
+    name = f"RectangleLabels name={control.name!a}"
     image_name = _image_of(control, images)
     if not image_name:
         target = ",".join(control.to_name or ())
-        return f"{name} points at {target!a}, which is no <Image>: set toName to {_names(images)}"
-    value = images[image_name]
-    if not value.startswith("$"):
-        return f'<Image name={image_name!a}> has value {value!a}: add the key of the photo in the task, value="$image"'
+        return f"{name} points at {target!a}, which is no Image: set toName to {_names(images)}"
+    image = images[image_name]
+    if _attribute(image, "valueList"):
+        return f'Image name={image_name!a} has a valueList, several photos: give it one photo, such as value="$image"'
+    value = _attribute(image, "value")
+    if not value.startswith("$") or value == "$":
+        return f'Image name={image_name!a} has value {value!a}: set the key of the photo in the task, value="$image"'
     if not control.labels:
         source = "takes its labels from each task" if control.dynamic_value else "has no label"
-        return f'{name} {source}: add at least one <Label value="{FACING}"/> inside'
+        return f'{name} {source}: add at least one Label value="{FACING}" inside'
     return None
+
+
+def _image_controls(image: ObjectTag, box_control: ControlTag, on_image: Sequence[ControlTag]) -> ImageControls:
+    smart = [control for control in on_image if _is_smart(control)]
+    return ImageControls(
+        image_name=str(image.name),
+        image_key=_attribute(image, "value").removeprefix("$"),
+        boxes=_boxes(box_control, str(image.name)),
+        prompts=PromptControls(
+            keypoints=tuple(str(control.name) for control in smart if _tag(control) in KEYPOINT_TYPES),
+            rectangles=tuple(str(control.name) for control in smart if _tag(control) in RECTANGLE_TYPES),
+        ),
+        polygons=_mask_controls(on_image, "polygonlabels"),
+        brushes=_mask_controls(on_image, "brushlabels"),
+    )
 
 
 def _preference(control: ControlTag) -> tuple[bool, int]:
@@ -250,7 +286,7 @@ def _mask_controls(controls: Sequence[ControlTag], tag: str) -> tuple[MaskContro
     return tuple(MaskControl(from_name=str(control.name), labels=tuple(control.labels or ())) for control in found)
 
 
-def _image_of(control: ControlTag, images: Mapping[str, str]) -> str:
+def _image_of(control: ControlTag, images: Mapping[str, ObjectTag]) -> str:
     """The first image that the control points at; "" if none."""
     return next((name.strip() for name in control.to_name or () if name.strip() in images), "")
 
@@ -259,12 +295,17 @@ def _tag(control: ControlTag) -> str:
     return str(control.tag).lower()
 
 
+def _attribute(tag: ControlTag | ObjectTag, name: str) -> str:
+    """An attribute without the blanks around it; "" where it is missing. The case of its name does not matter."""
+    return str(tag.get_attr(name, "")).strip()
+
+
 def _flag(control: ControlTag, name: str) -> str:
-    return str(control.get_attr(name, "")).strip().lower()
+    return _attribute(control, name).lower()
 
 
 def _is_smart(control: ControlTag) -> bool:
-    # Label Studio's own default of `smart` is true; `smartOnly` offers the smart tool whatever `smart` says.
+    # Label Studio's own default of `smart` is true; `smartOnly` offers the smart tool whatever `smart` is.
     return _flag(control, "smart") != "false" or _flag(control, "smartOnly") == "true"
 
 
@@ -273,5 +314,4 @@ def _names(names: Any) -> str:
 
 
 def _refusal(message: str) -> LabelConfigError:
-    """The error with its message in ASCII: it also travels in an HTTP reason phrase."""
-    return LabelConfigError(f"label config: {message}".encode("ascii", "backslashreplace").decode("ascii"))
+    return LabelConfigError(f"label config: {message}")

@@ -1,10 +1,11 @@
 """The context of an interactive request: what the annotator pointed at, as one prompt for each object to answer.
 
 Knows Label Studio's context items, in percent, and the label config. Knows no photo: prompts stay fractions of the
-photo's sides until `AnnotatorPrompt.to_prompt` is told its decoded size.
+photo's sides until `AnnotatorPrompt.to_prompt` gets its decoded size.
 
 Label Studio sends every pending prompt of one shape and label again each time, and each answer replaces all earlier
-suggestions. So a context is read as a whole:
+suggestions. So a context is read as a whole. The control that an item was drawn with names the image it belongs to;
+items of different images never mix.
 
 - Each rectangle of a prompt control is an object of its own, and all of them are answered.
 - With a smart box control, the context also holds every accepted box of that label. Only the last one can be new, and
@@ -26,40 +27,33 @@ from typing import Any
 import numpy as np
 
 from backend.errors import PromptError
-from backend.label_studio.label_config import ImageControls
-from backend.label_studio.regions import read_number, rectangle_bounds
+from backend.label_studio.label_config import KEYPOINT_TYPES, ImageControls, LabelConfig
+from backend.label_studio.regions import is_rectangle, read_number, rectangle_bounds
 from model.types import Prompt
-
-_POINT_TYPES = ("keypointlabels", "keypoint")
-_RECTANGLE_TYPES = ("rectanglelabels", "rectangle")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotatorPrompt:
     """One object that the annotator asks for, in fractions (0 to 1) of the photo's width and height.
 
-    points: (x, y) each; is_foreground: one a point, False marks what the object must not contain.
+    image_name: the image that it stands on, one of the label config's.
+    points: (x, y) each; is_foreground: one for each point, False marks what the object must not contain.
     box: x0, y0, x1, y1 with x0 <= x1 and y0 <= y1, or None. A box or a foreground point is always there.
-    label: the label of the box that answers, one of the box control's.
+    label: the label of the box that answers, one of the image's box control.
     region_id: the id that the answer takes over, or None for a new one.
     """
 
+    image_name: str
     points: tuple[tuple[float, float], ...] = ()
     is_foreground: tuple[bool, ...] = ()
     box: tuple[float, float, float, float] | None = None
     label: str
     region_id: str | None = None
 
-    def __post_init__(self) -> None:
-        if len(self.points) != len(self.is_foreground):
-            raise ValueError(f"is_foreground: expected {len(self.points)} values, got {len(self.is_foreground)}")
-        if self.box is None and not any(self.is_foreground):
-            raise ValueError("prompt: expected a box or at least one foreground point, got neither")
-
     def to_prompt(self, size_wh: tuple[int, int]) -> Prompt:
         """The prompt in pixels of a photo of this size.
 
-        A box less than a pixel wide or high says no more than a click at its centre, and becomes one. Points on the
+        A box less than a pixel wide or high is as good as a click at its centre, and becomes one. Points on the
         far edges move to the centre of the last pixel, so that every point lies in the photo.
         """
         size = np.array(size_wh, np.float64)
@@ -80,6 +74,7 @@ class AnnotatorPrompt:
 
 @dataclass(frozen=True, kw_only=True)
 class _Point:
+    image_name: str
     xy: tuple[float, float]
     is_foreground: bool
     label: str
@@ -87,15 +82,16 @@ class _Point:
 
 @dataclass(frozen=True, kw_only=True)
 class _Rectangle:
+    image_name: str
     bounds: tuple[float, float, float, float]
     label: str
     region_id: str | None
     is_box: bool  # drawn with the box control itself
     is_answer: bool  # carries the score that an answer gave it
 
-    def holds(self, xy: tuple[float, float]) -> bool:
+    def holds(self, point: _Point) -> bool:
         x0, y0, x1, y1 = self.bounds
-        return x0 <= xy[0] <= x1 and y0 <= xy[1] <= y1
+        return point.image_name == self.image_name and x0 <= point.xy[0] <= x1 and y0 <= point.xy[1] <= y1
 
     @property
     def area(self) -> float:
@@ -103,23 +99,24 @@ class _Rectangle:
         return (x1 - x0) * (y1 - y0)
 
 
-def prompts_from_context(context: Mapping[str, Any], image: ImageControls) -> tuple[AnnotatorPrompt, ...]:
+def prompts_from_context(context: Mapping[str, Any], config: LabelConfig) -> tuple[AnnotatorPrompt, ...]:
     """One prompt for each object to answer, rectangles first, each group in the context's order.
 
     () where nothing is asked: an emptied context, background points alone. A malformed item raises PromptError.
     """
-    points, rectangles = _read_items(context, image)
+    points, rectangles = _read_items(context, config)
     rectangles = _pending(rectangles)
     refining: list[list[_Point]] = [[] for _ in rectangles]
-    clicks: dict[str, list[_Point]] = {}
+    clicks: dict[tuple[str, str], list[_Point]] = {}
     for point in points:
-        around = [i for i, rectangle in enumerate(rectangles) if rectangle.holds(point.xy)]
+        around = [i for i, rectangle in enumerate(rectangles) if rectangle.holds(point)]
         if around:
             refining[min(around, key=lambda i: rectangles[i].area)].append(point)
         else:
-            clicks.setdefault(point.label, []).append(point)
+            clicks.setdefault((point.image_name, point.label), []).append(point)
     boxes = [
         AnnotatorPrompt(
+            image_name=rectangle.image_name,
             points=tuple(point.xy for point in inside),
             is_foreground=tuple(point.is_foreground for point in inside),
             box=rectangle.bounds,
@@ -130,11 +127,12 @@ def prompts_from_context(context: Mapping[str, Any], image: ImageControls) -> tu
     ]
     objects = [
         AnnotatorPrompt(
+            image_name=image_name,
             points=tuple(point.xy for point in group),
             is_foreground=tuple(point.is_foreground for point in group),
             label=label,
         )
-        for label, group in clicks.items()
+        for (image_name, label), group in clicks.items()
         if any(point.is_foreground for point in group)
     ]
     return (*boxes, *objects)
@@ -146,19 +144,19 @@ def _pending(rectangles: Sequence[_Rectangle]) -> list[_Rectangle]:
     return [r for r in rectangles if not r.is_box or (r is last_box and not r.is_answer)]
 
 
-def _read_items(context: Mapping[str, Any], image: ImageControls) -> tuple[list[_Point], list[_Rectangle]]:
+def _read_items(context: Mapping[str, Any], config: LabelConfig) -> tuple[list[_Point], list[_Rectangle]]:
     items = context.get("result") or []
     if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
         raise PromptError(f"context: expected a list of prompts under 'result', got {reprlib.repr(items)}")
     points: list[_Point] = []
     rectangles: list[_Rectangle] = []
-    drawn_ids = {_id(item) for item in items if item.get("type") in _POINT_TYPES + _RECTANGLE_TYPES}
+    drawn_ids = {_id(item) for item in items if is_rectangle(item) or _is_point(item)}
     for index, item in enumerate(items):
         try:
-            if item.get("type") in _POINT_TYPES:
-                points.append(_read_point(item, image))
-            elif item.get("type") in _RECTANGLE_TYPES:
-                rectangles.append(_read_rectangle(item, image))
+            if _is_point(item):
+                points.append(_read_point(item, config))
+            elif is_rectangle(item):
+                rectangles.append(_read_rectangle(item, config))
             elif _id(item) is None or _id(item) not in drawn_ids:  # else a choice or text of that very region
                 raise ValueError(f"type: expected a keypoint or a rectangle, got {reprlib.repr(item.get('type'))}")
         except ValueError as error:
@@ -166,20 +164,30 @@ def _read_items(context: Mapping[str, Any], image: ImageControls) -> tuple[list[
     return points, rectangles
 
 
-def _read_point(item: Mapping[str, Any], image: ImageControls) -> _Point:
-    value = _read_value(item, image.prompts.keypoints)
+def _is_point(item: Mapping[str, Any]) -> bool:
+    return item.get("type") in KEYPOINT_TYPES
+
+
+def _read_point(item: Mapping[str, Any], config: LabelConfig) -> _Point:
+    image = _image_of(item, {name: image for image in config.images for name in image.prompts.keypoints})
+    value = _read_value(item)
     is_positive = item.get("is_positive")
     if is_positive is None:  # Label Studio forgets it when it restores a draft
         is_positive = True
     if is_positive not in (True, False):
         raise ValueError(f"is_positive: expected true or false, got {reprlib.repr(is_positive)}")
-    xy = _clip(read_number(value, "x") / 100), _clip(read_number(value, "y") / 100)
-    return _Point(xy=xy, is_foreground=bool(is_positive), label=_read_label(item, value, image))
+    return _Point(
+        image_name=image.image_name,
+        xy=(_clip(read_number(value, "x") / 100), _clip(read_number(value, "y") / 100)),
+        is_foreground=bool(is_positive),
+        label=_read_label(item, value, image),
+    )
 
 
-def _read_rectangle(item: Mapping[str, Any], image: ImageControls) -> _Rectangle:
-    box_name = image.boxes.from_name
-    value = _read_value(item, (*image.prompts.rectangles, box_name))
+def _read_rectangle(item: Mapping[str, Any], config: LabelConfig) -> _Rectangle:
+    controls = {name: image for image in config.images for name in (*image.prompts.rectangles, image.boxes.from_name)}
+    image = _image_of(item, controls)
+    value = _read_value(item)
     # An upright rectangle is the same in any unit; for a turned one the photo's proportions matter.
     size_wh = (100.0, 100.0)
     if read_number(value, "rotation", default=0.0):
@@ -188,18 +196,26 @@ def _read_rectangle(item: Mapping[str, Any], image: ImageControls) -> _Rectangle
             raise ValueError(f"original_width, original_height: expected at least 1, got {size_wh!r}")
     x0, y0, x1, y1 = rectangle_bounds(value, size_wh)
     return _Rectangle(
+        image_name=image.image_name,
         bounds=(_clip(x0 / size_wh[0]), _clip(y0 / size_wh[1]), _clip(x1 / size_wh[0]), _clip(y1 / size_wh[1])),
         label=_read_label(item, value, image),
         region_id=_id(item),
-        is_box=item.get("from_name") == box_name,
+        is_box=item.get("from_name") == image.boxes.from_name,
         is_answer=item.get("score") is not None,
     )
 
 
-def _read_value(item: Mapping[str, Any], from_names: Sequence[str]) -> Mapping[str, Any]:
-    if item.get("from_name") not in from_names:
-        known = ", ".join(map(repr, dict.fromkeys(from_names))) or "none"
-        raise ValueError(f"from_name: expected a prompt control ({known}), got {reprlib.repr(item.get('from_name'))}")
+def _image_of(item: Mapping[str, Any], controls: Mapping[str, ImageControls]) -> ImageControls:
+    """The image that the item's control is on. controls: those that may be in `from_name`."""
+    name = item.get("from_name")
+    image = controls.get(name) if isinstance(name, str) else None
+    if image is None:
+        known = ", ".join(map(repr, controls)) or "none"
+        raise ValueError(f"from_name: expected a prompt control ({known}), got {reprlib.repr(name)}")
+    return image
+
+
+def _read_value(item: Mapping[str, Any]) -> Mapping[str, Any]:
     if item.get("image_rotation") not in (None, 0):
         raise ValueError(f"image_rotation: expected 0, an upright view, got {reprlib.repr(item['image_rotation'])}")
     value = item.get("value")

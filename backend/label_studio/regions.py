@@ -1,7 +1,7 @@
 """Detections as Label Studio regions, and rectangle regions as boxes again.
 
 Knows Label Studio's region JSON, percent of the photo's sides, and how it stores polygons and brush masks. Knows no
-prompt and no label config XML. Regions are written for the decoded photo, EXIF orientation applied: `image_rotation` 0.
+prompt and no XML. Regions are written for the decoded photo, EXIF orientation applied: `image_rotation` 0.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from backend.label_studio.label_config import ImageControls, MaskControl
+from backend.label_studio.label_config import RECTANGLE_TYPES, ImageControls, MaskControl
 from model.types import Detections, Mask
 
 Region = dict[str, Any]
@@ -32,30 +32,31 @@ def regions_from_detections(
     size_wh: tuple[int, int],
     image: ImageControls,
     *,
-    labels: Sequence[str | None] | None = None,
+    labels: Sequence[str] | None = None,
     ids: Sequence[str | None] | None = None,
 ) -> list[Region]:
     """The detections as regions of the box control, clipped to the photo; those without area are left out.
 
     With masks, each box is followed by the same object as a polygon and as a brush mask for every such control.
-    labels: one a detection, put through `image.label_for`; None gives every box the default label.
-    ids: one a detection, the id of the region that this box replaces; None makes a new one.
+    labels: one for each detection, each a label of the box control; None gives every box the default label.
+    ids: one for each detection, the id of the region that this box replaces; None makes a new one.
     """
     count = len(detections)
-    labels = [None] * count if labels is None else labels
+    labels = [image.boxes.default_label] * count if labels is None else labels
     ids = [None] * count if ids is None else ids
     for name, values in (("labels", labels), ("ids", ids)):
         if len(values) != count:
-            raise ValueError(f"{name}: expected {count} values, one a detection, got {len(values)}")
+            raise ValueError(f"{name}: expected {count} values, one for each detection, got {len(values)}")
+    for label in labels:
+        if label not in image.boxes.labels:
+            raise ValueError(f"labels: expected labels of {image.boxes.labels!r}, got {label!r}")
     regions: list[Region] = []
     for i in range(count):
         rectangle = rectangle_value(detections.boxes_xyxy[i].tolist(), size_wh)
         if rectangle is None:
             continue
-        label = image.label_for(labels[i])
-        score = float(detections.scores[i])
-        boxes = image.boxes
-        regions.append(_region(image, boxes.from_name, "rectanglelabels", label, rectangle, size_wh, score, ids[i]))
+        label, score, name = labels[i], float(detections.scores[i]), image.boxes.from_name
+        regions.append(_region(image, name, "rectanglelabels", label, rectangle, size_wh, score, ids[i]))
         if detections.masks is not None:
             regions.extend(_mask_regions(detections.masks[i], size_wh, image, label, score))
     return regions
@@ -66,9 +67,14 @@ def boxes_from_regions(regions: Iterable[Mapping[str, Any]], size_wh: tuple[int,
 
     A rotated rectangle gives its bounding box. Other regions are passed over. A malformed value raises ValueError.
     """
-    shapes = ("rectanglelabels", "rectangle")
-    boxes = [rectangle_bounds(region["value"], size_wh) for region in regions if region.get("type") in shapes]
+    rectangles = [region for region in regions if is_rectangle(region)]
+    boxes = [rectangle_bounds(region["value"], size_wh) for region in rectangles]
     return np.array(boxes, np.float32).reshape(-1, 4)
+
+
+def is_rectangle(region: Mapping[str, Any]) -> bool:
+    """Whether a region, or an item of an interactive context, is a rectangle."""
+    return region.get("type") in RECTANGLE_TYPES
 
 
 def rectangle_bounds(value: Mapping[str, Any], size_wh: tuple[float, float]) -> tuple[float, float, float, float]:

@@ -15,12 +15,12 @@ import time
 from dataclasses import dataclass
 from urllib.parse import quote, urljoin, urlsplit
 
-from backend.errors import PhotoForbidden, PhotoUnreachable
+from backend.errors import PhotoForbidden, PhotoUnreachable, photo_label
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
-SHOWN_LENGTH = 200
+LABEL_LENGTH = 200
 
 # Where clouds answer with credentials, beyond the link-local 169.254.0.0/16 and fe80::/10:
 METADATA_NETWORKS = tuple(
@@ -41,7 +41,7 @@ NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are t
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Scheme, host and port: what a token belongs to."""
+    """Scheme, host and port: what a token belongs to. host: in ASCII, as DNS knows it; IPv6 without brackets."""
 
     scheme: str
     host: str
@@ -53,18 +53,18 @@ class Address:
     """An http(s) URL in its parts.
 
     target: path and query as they go into a request line, percent-encoded; begins with a slash.
-    shown: the URL for messages and logs, without its query, which may be a signature.
+    label: the URL for messages and logs, without its query, which may be a signature.
     """
 
     origin: Origin
     target: str
-    shown: str
+    label: str
 
     @property
     def host_header(self) -> str:
         """The value of HTTP's Host header."""
         host = self.origin.host
-        name = f"[{host}]" if ":" in host else host.encode("idna").decode()
+        name = f"[{host}]" if ":" in host else host
         return name if self.origin.port == DEFAULT_PORTS[self.origin.scheme] else f"{name}:{self.origin.port}"
 
     def at(self, path: str) -> Address:
@@ -75,12 +75,13 @@ class Address:
         return parse_address(root + target)
 
     def redirected(self, location: str) -> Address:
-        """Where a `Location` header sends to."""
+        """Where a `Location` header sends to. Raises PhotoForbidden as `parse_address` does."""
         try:
             url = urljoin(f"{self.origin.scheme}://{self.host_header}{self.target}", location)
         except ValueError:
-            raise PhotoForbidden(f"{self.shown!r}: expected a redirect to a valid address") from None
-        return parse_address(url)
+            raise PhotoForbidden("expected a redirect to a valid address") from None
+        with photo_label(without_query(url)):
+            return parse_address(url)
 
 
 def without_query(url: str) -> str:
@@ -88,8 +89,8 @@ def without_query(url: str) -> str:
     bare = url.partition("#")[0].partition("?")[0]
     scheme, separator, rest = bare.rpartition("://")
     host, slash, path = rest.partition("/")
-    shown = scheme + separator + host.rpartition("@")[2] + slash + path
-    return shown if len(shown) <= SHOWN_LENGTH else shown[:SHOWN_LENGTH] + "…"
+    label = scheme + separator + host.rpartition("@")[2] + slash + path
+    return label if len(label) <= LABEL_LENGTH else label[:LABEL_LENGTH] + "…"
 
 
 def parse_address(url: str) -> Address:
@@ -97,23 +98,22 @@ def parse_address(url: str) -> Address:
 
     Raises PhotoForbidden for any other scheme, and for a URL with a user and password in it or without a valid host.
     """
-    shown = without_query(url)
     try:
         parts = urlsplit(url.strip())
         host = (parts.hostname or "").rstrip(".")
         port = parts.port or DEFAULT_PORTS.get(parts.scheme, 0)
         if ":" not in host:
-            host.encode("idna")
+            host = host.encode("idna").decode()
         target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~[]")
         if parts.query:
             target += "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~[]?")
     except ValueError:  # UnicodeError, from idna and quote, is one
-        raise PhotoForbidden(f"{shown!r}: expected a valid http:// or https:// address") from None
+        raise PhotoForbidden("expected a valid http:// or https:// address") from None
     if parts.scheme not in DEFAULT_PORTS or not host:
-        raise PhotoForbidden(f"{shown!r}: expected an http:// or https:// address")
+        raise PhotoForbidden("expected an http:// or https:// address")
     if "@" in parts.netloc:
-        raise PhotoForbidden(f"{shown!r}: expected an address without user and password, got one with them")
-    return Address(origin=Origin(scheme=parts.scheme, host=host, port=port), target=target, shown=shown)
+        raise PhotoForbidden("expected an address without user and password, got one with them")
+    return Address(origin=Origin(scheme=parts.scheme, host=host, port=port), target=target, label=without_query(url))
 
 
 def why_refused(ip: IPAddress, *, allow_private: bool) -> str | None:
@@ -143,17 +143,16 @@ def why_refused(ip: IPAddress, *, allow_private: bool) -> str | None:
     return None if allow_private or ip.is_global else "private, see ALLOW_PRIVATE_ADDRESSES"
 
 
-def connect(address: Address, *, allow_private: bool, until: float) -> socket.socket:
-    """An open TCP connection to the address's host, on an IP address that may be asked.
+def connect(host: str, port: int, *, allow_private: bool, until: float) -> socket.socket:
+    """An open TCP connection to the host, on an IP address that may be asked.
 
-    until: `time.monotonic()` value that ends the attempts; it also bounds every later single read and write.
+    until: `time.monotonic()` value that ends the attempts.
     Raises PhotoForbidden when all IP addresses of the host are refused, PhotoUnreachable when no other one answers.
     """
-    host, port = address.origin.host, address.origin.port
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        raise PhotoUnreachable(f"{address.shown!r}: expected a known host, but {host!r} cannot be resolved") from None
+        raise PhotoUnreachable(f"expected a known host, but {host!r} cannot be resolved") from None
     allowed, refused = [], ""
     for family, _, _, _, sockaddr in found:
         reason = why_refused(ipaddress.ip_address(sockaddr[0]), allow_private=allow_private)
@@ -162,7 +161,7 @@ def connect(address: Address, *, allow_private: bool, until: float) -> socket.so
         else:
             refused = f"{sockaddr[0]} ({reason})"
     if not allowed:
-        raise PhotoForbidden(f"{address.shown!r}: expected a host that may be asked, got {refused}")
+        raise PhotoForbidden(f"expected a host that may be asked, got {refused}")
     failure = "timed out"
     for tried, (family, sockaddr) in enumerate(allowed):
         left_s = until - time.monotonic()
@@ -172,10 +171,9 @@ def connect(address: Address, *, allow_private: bool, until: float) -> socket.so
         try:
             connection.settimeout(left_s / (len(allowed) - tried))  # a silent address leaves time for the next
             connection.connect(sockaddr)
-            connection.settimeout(left_s)
         except OSError as error:
             connection.close()
             failure = "timed out" if isinstance(error, TimeoutError) else (error.strerror or type(error).__name__)
         else:
             return connection
-    raise PhotoUnreachable(f"{address.shown!r}: expected a connection to {host!r} port {port}, got: {failure}")
+    raise PhotoUnreachable(f"expected a connection to {host!r} port {port}, got: {failure}")

@@ -14,17 +14,37 @@ CMYK            converted without colour profiles: colours shift a little, edges
 from __future__ import annotations
 
 import io
+import re
+import threading
 from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from backend.errors import PhotoBroken, PhotoTooLarge
+from backend.errors import PhotoDecodeError, PhotoTooLarge
+from backend.photos.mending import Mended, check_missing, mended
 from model.types import Photo
 
+RAW_BYTES_PER_PIXEL = 5  # 8 bits of red, green, blue and alpha, and the filter bytes of narrow rows
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "MPO")
+# What is worth a name of its own in the message that refuses it.
+NOT_READ = tuple(
+    (re.compile(signature, re.DOTALL), name)
+    for signature, name in (
+        (
+            rb"(\xef\xbb\xbf)?\s*((<\?xml|<!--|<!DOCTYPE svg).{0,4000})?<svg",
+            "SVG, a drawing without pixels; export it as PNG",
+        ),
+        (rb".{4}ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", "HEIC, which browsers do not show either; export it as JPEG"),
+        (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", "JPEG XL; export it as JPEG"),
+        (rb"\xff\x4f\xff\x51|\x00\x00\x00\x0cjP  ", "JPEG 2000; export it as JPEG"),
+        (rb"\x00\x00[\x01\x02]\x00[^\x00]\x00", "an icon; export it as PNG"),
+        (rb"%PDF-", "PDF; export its photos as JPEG"),
+    )
+)
 EXIF_ORIENTATION = 0x0112
+_PILLOW_LIMIT = threading.Lock()
 # What brings an image of each EXIF orientation upright (EXIF 2.32, 4.6.4 A).
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -37,46 +57,81 @@ UPRIGHT = {
 }
 
 
-def raise_pillow_limit(max_pixels: int) -> None:
-    """Lets Pillow open images of up to `max_pixels` without its own warning. Process-wide; never lowers the limit."""
-    if Image.MAX_IMAGE_PIXELS is not None:
-        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
+def decode_photo(content: bytes, *, max_pixels: int, content_type: str = "") -> Photo:
+    """The photo in `content`. Raises PhotoTooLarge, and PhotoDecodeError for what is not read.
 
-
-def decode_photo(content: bytes, *, shown: str, content_type: str, max_pixels: int) -> Photo:
-    """The photo in `content`.
-
-    shown: the photo's address for messages. content_type: as its server named it, for messages; empty when unknown.
+    content_type: as its server named it, for messages only; empty when unknown.
     max_pixels: largest width × height, judged by the header before anything is decoded.
-    Raises PhotoTooLarge, and PhotoBroken for anything that is not one whole image of FORMATS.
     """
     kind = f" of {content_type[:60]!r}" if content_type else ""
     if not content:
-        raise PhotoBroken(f"{shown!r}: expected an image, got 0 bytes{kind}")
+        raise PhotoDecodeError(f"expected an image, got 0 bytes{kind}")
+    _raise_pillow_limit(max_pixels)
     try:
-        image = Image.open(io.BytesIO(content), formats=_formats())
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise PhotoTooLarge(f"{shown!r}: expected at most {max_pixels:,} pixels, got more: {error}") from None
-    except MemoryError:
-        raise
-    except Exception:  # damaged headers make plugins raise nearly anything
-        raise PhotoBroken(
-            f"{shown!r}: expected a {', '.join(_formats())} image, got {len(content):,} bytes{kind} "
-            f"that begin with {content[:12]!r}"
-        ) from None
-    width, height = image.size
-    if width * height > max_pixels:
-        raise PhotoTooLarge(f"{shown!r}: expected at most {max_pixels:,} pixels, got {width} x {height}")
+        return _decode(Mended(content=content), max_pixels, kind)
+    except PhotoDecodeError as error:
+        refused = error
+    attempts = mended(content, max_raw_bytes=RAW_BYTES_PER_PIXEL * max_pixels)
+    while (attempt := next(attempts, None)) is not None:
+        try:
+            return _decode(attempt, max_pixels, kind)
+        except PhotoDecodeError as error:
+            refused = error
+    raise refused
+
+
+def _decode(file: Mended, max_pixels: int, kind: str) -> Photo:
+    image = _opened(file.content, max_pixels, kind)
     try:
         orientation = _orientation(image)
+        if getattr(image, "default_image", False):  # of an animated PNG, for programs that cannot show animations
+            image.seek(1)
+        if file.other_end is not None:
+            _fill_missing_rows(image, _opened(file.other_end, max_pixels, kind))
         rgb = _rgb(image)
         if orientation in UPRIGHT:
             rgb = rgb.transpose(UPRIGHT[orientation])
         return Photo(pixels=np.asarray(rgb))
+    except (MemoryError, PhotoDecodeError):
+        raise
+    except Exception as error:  # damaged data make plugins raise nearly anything
+        raise PhotoDecodeError(f"expected a whole {image.format} image, got a damaged one: {error}") from None
+
+
+def _opened(content: bytes, max_pixels: int, kind: str) -> Image.Image:
+    """The image with its header read and judged, its pixels not decoded yet."""
+    try:
+        image = Image.open(io.BytesIO(content), formats=_formats())
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise PhotoTooLarge(f"expected at most {max_pixels:,} pixels, got more: {error}") from None
     except MemoryError:
         raise
-    except Exception as error:  # as above: OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
-        raise PhotoBroken(f"{shown!r}: expected a whole {image.format} image, got a damaged one: {error}") from None
+    except Exception:  # as above: OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
+        got = next((name for signature, name in NOT_READ if signature.match(content)), None)
+        if got is None:
+            got = f"{len(content):,} bytes{kind} that begin with {content[:12]!r}"
+        raise PhotoDecodeError(f"expected a {', '.join(_formats())} image, got {got}") from None
+    width, height = image.size
+    if width * height > max_pixels:
+        raise PhotoTooLarge(f"expected at most {max_pixels:,} pixels, got {width} x {height}")
+    return image
+
+
+def _fill_missing_rows(image: Image.Image, other: Image.Image) -> None:
+    """Repeats the last row that is there in those that are missing, which are those where the two differ."""
+    differ = (np.asarray(image) != np.asarray(other)).reshape(image.height, -1).any(1)
+    if differ.any():
+        first = int(differ.argmax())
+        check_missing(image.height - first, image.height)
+        row = image.crop((0, first - 1, image.width, first))
+        image.paste(row.resize((image.width, image.height - first)), (0, first))
+
+
+def _raise_pillow_limit(max_pixels: int) -> None:
+    """Lets Pillow open images of up to `max_pixels` without its own warning. Process-wide; never lowers the limit."""
+    with _PILLOW_LIMIT:
+        if Image.MAX_IMAGE_PIXELS is not None:
+            Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
 
 
 @cache
@@ -89,8 +144,11 @@ def _formats() -> tuple[str, ...]:
 def _orientation(image: Image.Image) -> int:
     """EXIF's orientation, 1 when there is none that can be read.
 
-    Read from the EXIF block only, as browsers do: `getexif` would also take it from XMP. Pillow turns TIFF by itself.
+    Read from the EXIF block only, as browsers do: `getexif` would also take it from XMP. Chromium shows WebP as it is
+    stored, whatever its EXIF block says. Pillow turns TIFF by itself.
     """
+    if image.format == "WEBP":
+        return 1
     exif = Image.Exif()
     try:
         exif.load(image.info.get("exif") or b"")
@@ -108,6 +166,8 @@ def _rgb(image: Image.Image) -> Image.Image:
         return _gray((values - low) * (255 / (high - low) if high > low else 0))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
+        if image.format == "BMP" and rgba.getchannel("A").getextrema() == (0, 0):
+            return rgba.convert("RGB")  # by a program that left alpha empty
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
 

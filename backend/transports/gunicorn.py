@@ -17,17 +17,19 @@ if TYPE_CHECKING:
 
     from backend.settings import Settings
 
-# A client that falls silent in the middle of a request gives its thread back after this.
-SILENCE_S = 30.0
-# The master replaces a worker that did not move for so long. Long, because a page of memory may be slow to come.
-WORKER_SILENCE_S = 300
-GRACE_S = 10
+# How long a thread waits for the next bytes of a request's body.
+READ_TIMEOUT_S = 30.0
+# The master replaces a worker whose main thread gave no sign of life for so long. Far more than it should ever need: a
+# machine that swaps memory can stop the thread for a while.
+WORKER_TIMEOUT_S = 300
+# How long requests in progress may take to end after SIGTERM.
+GRACEFUL_TIMEOUT_S = 10
 
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 def serve(settings: Settings) -> None:
-    """Serves until SIGTERM or SIGINT, and then ends the process. Raises CommandError when the port cannot be had."""
+    """Serves until SIGTERM or SIGINT, and then ends the process. Raises CommandError when the port is in use."""
     listener = _listen_on(settings.host, settings.port)
 
     from gunicorn.app.base import BaseApplication
@@ -37,7 +39,7 @@ def serve(settings: Settings) -> None:
 
     configure_logging(settings.log_level)
 
-    class Application(BaseApplication):
+    class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         app: Flask
 
         def load_config(self) -> None:
@@ -47,26 +49,26 @@ def serve(settings: Settings) -> None:
                 "workers": 1,
                 "worker_class": "gthread",
                 "threads": settings.threads,
-                "timeout": WORKER_SILENCE_S,
-                "graceful_timeout": GRACE_S,
+                "timeout": WORKER_TIMEOUT_S,
+                "graceful_timeout": GRACEFUL_TIMEOUT_S,
                 "control_socket_disable": True,
-                "worker_exit": lambda _server, _worker: self.app.extensions["facings"].engine.close(),
+                "worker_exit": lambda _server, _worker: self.app.extensions["facings"].close(),
             }
             for name, value in options.items():
                 self.cfg.set(name, value)
 
         def load(self) -> WsgiApp:
             self.app = create_app(settings)
-            return impatient(self.app)
+            return with_read_timeout(self.app)
 
     Application().run()
 
 
-def impatient(app: WsgiApp) -> WsgiApp:
-    """`app`, with a limit to how long gunicorn waits for the next bytes of a request's body."""
+def with_read_timeout(app: WsgiApp) -> WsgiApp:
+    """`app`, with READ_TIMEOUT_S as the limit of each wait for a request's body."""
 
     def call(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        environ["gunicorn.socket"].settimeout(SILENCE_S)
+        environ["gunicorn.socket"].settimeout(READ_TIMEOUT_S)
         return app(environ, start_response)
 
     return call
@@ -81,7 +83,7 @@ def _listen_on(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise CommandError(
-            f"port {port} of {host!r} cannot be had ({error.strerror}): stop what listens there, or choose another "
+            f"port {port} of {host!r} is unavailable ({error.strerror}): stop what listens there, or choose another "
             "port with PORT"
         ) from error
     return listener

@@ -1,8 +1,8 @@
 """The HTTP side: Label Studio's ML backend protocol, for several projects at once.
 
-Knows Flask, the protocol and who may ask. Parses, calls the annotator and maps errors; knows no pixels. Every error
-leaves as one line of JSON, and again, in ASCII, as the HTTP reason phrase: of a failed /health or /setup, Label Studio
-shows its admin nothing else.
+Knows Flask, the protocol and who may ask. Parses, calls the annotator and maps errors to HTTP statuses; knows no
+pixels. Every error leaves as one line of JSON, and again as the HTTP reason phrase: of a failed /health or /setup,
+Label Studio shows its admin nothing else. It renders that as HTML, so the phrase is ASCII without angle brackets.
 
 /health and /setup never touch the device nor wait for anything: Label Studio calls both on every page load, with limits
 of 1 and 3 seconds.
@@ -16,16 +16,16 @@ import logging
 import re
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
+from cachetools import LRUCache
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import ClientDisconnected, HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
-from backend.errors import AuthError, EngineNotReady, LabelConfigError, RequestError
+from backend.errors import AuthError, LabelConfigError, RequestError
 from backend.label_studio.label_config import LabelConfig, parse_label_config
 from backend.label_studio.predictions import Prediction
 from backend.metrics import CONTENT_TYPE
@@ -36,44 +36,57 @@ from backend.settings import MIB, Settings
 from backend.transports.annotator import FacingsAnnotator, annotator_class
 from model import Engine
 
-# Remembered at most; the longest unused goes first, and comes back with its project's next page load.
+# The HTTP status of an error of each kind, see backend.errors.
+STATUSES = {
+    "internal": 500,
+    "settings": 500,
+    "auth": 401,
+    "request": 400,
+    "label_config": 400,
+    "prompt": 400,
+    "photo": 422,
+    "photo_unreachable": 502,
+    "photo_forbidden": 403,
+    "photo_too_large": 413,
+    "photo_decode": 422,
+    "engine": 500,
+    "not_ready": 503,
+    "deadline": 504,
+}
+
+# Setups kept. The one that was not used for the longest time goes first, and comes back with its project's next page
+# load.
 MAX_PROJECTS = 1000
-MAX_LABEL_CONFIG_CHARS = 1 << 18
 MAX_WEBHOOK_BYTES = 16 * MIB
 MAX_REASON_CHARS = 400
 
 
 @dataclass(frozen=True, kw_only=True)
-class Project:
-    """What a project's last /setup said."""
+class Setup:
+    """What a project's last /setup contained."""
 
     label_config: str
     access: Access
 
 
-class Projects:
+class Setups:
     """The last /setup of each project, by the key that Label Studio gives the project. Bounded; thread-safe."""
 
     def __init__(self) -> None:
-        self._projects: OrderedDict[str, Project] = OrderedDict()
+        self._setups: LRUCache[str, Setup] = LRUCache(MAX_PROJECTS)
         self._lock = threading.Lock()
 
-    def get(self, key: str) -> Project | None:
-        """What is known of the project, or None."""
+    def get(self, key: str) -> Setup | None:
+        """What the project's last /setup contained, or None."""
         with self._lock:
-            if key in self._projects:
-                self._projects.move_to_end(key)
-            return self._projects.get(key)
+            return self._setups.get(key)
 
-    def remember(self, key: str, project: Project) -> bool:
-        """True when this is news."""
+    def remember(self, key: str, setup: Setup) -> bool:
+        """Keeps the project's setup. Returns whether anything in it is new."""
         with self._lock:
-            is_news = self._projects.get(key) != project
-            self._projects[key] = project
-            self._projects.move_to_end(key)
-            if len(self._projects) > MAX_PROJECTS:
-                self._projects.popitem(last=False)
-            return is_news
+            is_new = self._setups.get(key) != setup
+            self._setups[key] = setup
+            return is_new
 
 
 def create_app(settings: Settings | None = None, engine: Engine | None = None) -> Flask:
@@ -110,7 +123,7 @@ class _Backend:
         self._settings = settings
         self._service = service
         self._annotator_class: type[FacingsAnnotator] = annotator_class(service)
-        self._projects = Projects()
+        self._setups = Setups()
 
     def index(self) -> Response:
         """For people who open the address in a browser."""
@@ -126,33 +139,30 @@ class _Backend:
 
     def health(self) -> Response:
         """Up also while the weights load; down when they never will."""
-        self._require_not_failed()
+        self._service.check_alive()
         engine = self._service.engine
         return _json({"status": "UP", "model_class": self._annotator_class.__name__, "state": engine.state})
 
     def ready(self) -> Response:
         """Whether a photo would be answered now."""
-        self._require_not_failed()
-        engine = self._service.engine
-        if engine.state != "ready":
-            raise EngineNotReady(f"{engine.name} is {engine.state}")
-        return _json({"status": "READY", "model_version": engine.version})
+        self._service.check_ready()
+        return _json({"status": "READY", "model_version": self._service.engine.version})
 
     def setup(self) -> Response:
-        """A project says what its labels are, where its photos are, and with which token."""
-        self._require_not_failed()
+        """Takes a project's label config, the address of its Label Studio and a token for its photos."""
+        self._service.check_alive()
         body = _body()
         key = _project_key(body)
         label_config = _field(body, "schema", str, "a string")
-        config = _parse_label_config(label_config)
+        config = self._parse_label_config(label_config)
         access = Access(
             label_studio_url=_field(body, "hostname", str, "a string", optional=True) or "",
             token=_field(body, "access_token", str, "a string", optional=True) or "",
         )
-        is_news = self._projects.remember(key, Project(label_config=label_config, access=access))
+        is_new = self._setups.remember(key, Setup(label_config=label_config, access=access))
         version = self._service.engine.version
         log_event(
-            logging.INFO if is_news else logging.DEBUG,
+            logging.INFO if is_new else logging.DEBUG,
             "setup",
             project=key,
             label_studio=access.label_studio_url,
@@ -163,7 +173,7 @@ class _Backend:
 
     def predict(self) -> Response:
         """One result for each task, in order; those without boxes to give carry an error and no `result`."""
-        self._require_not_failed()
+        self._service.check_alive()
         body = _body()
         tasks = _field(body, "tasks", list, "a list of tasks")
         if not all(isinstance(task, dict) for task in tasks):
@@ -171,18 +181,18 @@ class _Backend:
         params = _field(body, "params", dict, "an object", optional=True) or {}
         context = _field(params, "context", dict, "an object", optional=True)
         key = _project_key(body)
-        project = self._projects.get(key)
+        setup = self._setups.get(key)
         label_config = _field(body, "label_config", str, "a string", optional=True)
         if not label_config:
-            if project is None:
+            if setup is None:
                 raise RequestError(f"label_config: expected the label config of project {key!r}, got none")
-            label_config = project.label_config
-        _parse_label_config(label_config)  # refused in its own words, before label-studio-ml reads it
+            label_config = setup.label_config
+        self._parse_label_config(label_config)  # refused with our message, before label-studio-ml reads it
 
         annotator = self._annotator_class(
             project_id=key,
             label_config=label_config,
-            access=project.access if project else None,
+            access=setup.access if setup else None,
             deadline=g.arrived + self._settings.deadline_s,
         )
         predictions = annotator.predict(tasks, context)
@@ -196,7 +206,7 @@ class _Backend:
         return _json({"versions": [self._service.engine.version]})
 
     def webhook(self) -> Response:
-        """Label Studio tells what annotators did; their saving waits for the answer. There is nothing to do."""
+        """Label Studio reports what annotators did; their saving waits for the answer. There is nothing to do."""
         request.max_content_length = min(MAX_WEBHOOK_BYTES, self._settings.max_request_mb * MIB)
         log_event(logging.INFO, "webhook", action=_field(_body(), "action", str, "the name of an action"))
         return _json({"status": "ok"})
@@ -237,7 +247,7 @@ class _Backend:
                 status, kind, message = error.code or 400, "request", str(error.description)
             case _:
                 reason = to_client_error(error)
-                status, kind, message = reason.status, reason.kind, str(reason)
+                status, kind, message = STATUSES[reason.kind], reason.kind, str(reason)
                 if isinstance(reason, AuthError):
                     headers["WWW-Authenticate"] = 'Basic realm="Facings"'
         message = " ".join(message.split())
@@ -248,17 +258,20 @@ class _Backend:
         response.headers.update(headers)
         return response
 
-    def _require_not_failed(self) -> None:
-        engine = self._service.engine
-        if engine.state in ("failed", "closed"):
-            raise EngineNotReady(engine.failure or f"{engine.name} is {engine.state}")
+    def _parse_label_config(self, xml: str) -> LabelConfig:
+        limit = self._settings.max_label_config_chars
+        if len(xml) > limit:
+            raise LabelConfigError(
+                f"label config: expected at most {limit} characters, as MAX_LABEL_CONFIG_CHARS allows, got {len(xml)}"
+            )
+        return parse_label_config(xml)
 
     def _require_credentials(self) -> None:
         user, password = self._settings.basic_auth_user, self._settings.basic_auth_pass
         if user is None or password is None:
             return
         given = request.authorization
-        # Both are compared, in constant time, whatever the first says.
+        # Both are always compared, in constant time.
         is_user = hmac.compare_digest(((given and given.username) or "").encode(), user.encode())
         is_password = hmac.compare_digest(((given and given.password) or "").encode(), password.encode())
         if not (is_user & is_password):
@@ -280,11 +293,17 @@ class _Backend:
 
 
 def _body() -> Mapping[str, Any]:
-    """The request's JSON object. Its content type is not looked at: tools that people try things with forget it."""
+    """The request's JSON object. Its content type is ignored: people forget it when they try things with curl."""
     try:
         content = request.get_data(cache=False)
+    except RequestEntityTooLarge:
+        raise
     except (OSError, ClientDisconnected) as error:
-        raise RequestError("body: expected all of it, the client left or fell silent before") from error
+        raise RequestError("body: expected all of it, got a part: the client left or stopped sending") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # each WSGI server has errors of its own for this
+        raise RequestError("body: expected well-formed chunks, got others") from error
     limit = request.max_content_length
     if request.content_length is None and limit is not None and len(content) >= limit:
         raise RequestEntityTooLarge  # werkzeug cuts a body that does not announce its length
@@ -296,12 +315,6 @@ def _body() -> Mapping[str, Any]:
     if not isinstance(body, dict):
         raise RequestError(f"body: expected a JSON object, got {_json_type(body)}")
     return body
-
-
-def _parse_label_config(xml: str) -> LabelConfig:
-    if len(xml) > MAX_LABEL_CONFIG_CHARS:
-        raise LabelConfigError(f"label config: expected at most {MAX_LABEL_CONFIG_CHARS} characters, got {len(xml)}")
-    return parse_label_config(xml)
 
 
 def _field(body: Mapping[str, Any], name: str, kind: type, expected: str, *, optional: bool = False) -> Any:
@@ -332,7 +345,7 @@ def _json(values: Mapping[str, Any]) -> Response:
 
 
 def _reason_phrase(message: str) -> str:
-    """The message as HTTP allows it on the status line."""
+    """The message as it may stand on the status line; see the module's docstring."""
     text = message.encode("ascii", "backslashreplace").decode("ascii")
-    text = re.sub(r"[^ -~]", "?", text)
+    text = re.sub(r"[^ -~]", "?", text).replace("<", r"\x3c").replace(">", r"\x3e")
     return text if len(text) <= MAX_REASON_CHARS else f"{text[: MAX_REASON_CHARS - 3]}..."

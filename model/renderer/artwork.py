@@ -14,9 +14,9 @@ import numpy as np
 
 from model.renderer.paint import (
     FONTS,
-    Dice,
     Pixels,
     Rgb,
+    Rng,
     floats,
     from_hsv,
     luma,
@@ -44,32 +44,32 @@ class Brand:
     sub: tuple[str, ...] = ()
 
 
-def new_palette(dice: Dice) -> tuple[Rgb, Rgb, Rgb, Rgb]:
-    hue = package_hue(dice)
-    ground_kind = dice.weighted({"vivid": 0.4, "white": 0.3, "dark": 0.12, "pastel": 0.12, "metal": 0.06})
+def new_palette(rng: Rng) -> tuple[Rgb, Rgb, Rgb, Rgb]:
+    hue = package_hue(rng)
+    ground_kind = rng.weighted({"vivid": 0.4, "white": 0.3, "dark": 0.12, "pastel": 0.12, "metal": 0.06})
     if ground_kind == "vivid":
-        ground = from_hsv(hue, dice.between(0.5, 0.95), dice.between(0.35, 0.88))
+        ground = from_hsv(hue, rng.between(0.5, 0.95), rng.between(0.35, 0.88))
     elif ground_kind == "white":
-        ground = from_hsv(hue, dice.between(0, 0.08), dice.between(0.85, 1))
+        ground = from_hsv(hue, rng.between(0, 0.08), rng.between(0.85, 1))
     elif ground_kind == "dark":
-        ground = from_hsv(hue, dice.between(0, 0.8), dice.between(0.05, 0.25))
+        ground = from_hsv(hue, rng.between(0, 0.8), rng.between(0.05, 0.25))
     elif ground_kind == "pastel":
-        ground = from_hsv(hue, dice.between(0.12, 0.45), dice.between(0.75, 0.98))
+        ground = from_hsv(hue, rng.between(0.12, 0.45), rng.between(0.75, 0.98))
     else:
-        ground = from_hsv(dice.pick((0.12, 0.6, 0.1)), dice.between(0.03, 0.35), dice.between(0.55, 0.8))
-    second = from_hsv(hue + dice.pick((0, 0, 0.05, 0.5, 0.33, 0.15)), dice.between(0.25, 0.9), dice.between(0.3, 0.92))
-    if dice.chance(0.4):
-        second = dice.pick(((250, 250, 250), (20, 20, 22), (235, 225, 200)))
-    accent = from_hsv(package_hue(dice), dice.between(0.5, 0.95), dice.between(0.45, 0.95))
-    ink: Rgb = (245, 245, 240) if luma(ground) < 140 else from_hsv(hue, dice.between(0, 1), dice.between(0, 0.4))
+        ground = from_hsv(rng.pick((0.12, 0.6, 0.1)), rng.between(0.03, 0.35), rng.between(0.55, 0.8))
+    second = from_hsv(hue + rng.pick((0, 0, 0.05, 0.5, 0.33, 0.15)), rng.between(0.25, 0.9), rng.between(0.3, 0.92))
+    if rng.chance(0.4):
+        second = rng.pick(((250, 250, 250), (20, 20, 22), (235, 225, 200)))
+    accent = from_hsv(package_hue(rng), rng.between(0.5, 0.95), rng.between(0.45, 0.95))
+    ink: Rgb = (245, 245, 240) if luma(ground) < 140 else from_hsv(hue, rng.between(0, 1), rng.between(0, 0.4))
     return ground, second, accent, ink
 
 
-def printed_photo(dice: Dice, height: int, width: int, colours: Sequence[Rgb]) -> Pixels:
+def printed_photo(rng: Rng, height: int, width: int, colours: Sequence[Rgb]) -> Pixels:
     """Something like a photo printed on a package: smooth blobs between some colours, with texture."""
-    a, b, c = (floats(colour) for colour in (dice.pick(colours), dice.pick(colours), tint(dice.pick(colours), 0.5)))
-    coarse = smooth_noise(dice, height, width, dice.between(0.2, 0.8))[:, :, None]
-    fine = smooth_noise(dice, height, width, dice.between(0.06, 0.2))[:, :, None]
+    a, b, c = (floats(colour) for colour in (rng.pick(colours), rng.pick(colours), tint(rng.pick(colours), 0.5)))
+    coarse = smooth_noise(rng, height, width, rng.between(0.2, 0.8))[:, :, None]
+    fine = smooth_noise(rng, height, width, rng.between(0.06, 0.2))[:, :, None]
     mix = np.clip(0.5 + coarse * 0.6, 0, 1)
     out = (a * mix + b * (1 - mix)) * (1 + 0.12 * fine) + (c - b) * np.clip(fine * 0.5 - 0.3, 0, 0.6)
     return cast(Pixels, np.clip(out, 0, 255).astype(np.uint8))
@@ -77,8 +77,8 @@ def printed_photo(dice: Dice, height: int, width: int, colours: Sequence[Rgb]) -
 
 def artwork(brand: Brand, variant: int, width: int, height: int, textures: Textures | None) -> Pixels:
     """The printed face of a product. The layout comes from the brand, some colours and pictures from the variant."""
-    layout = Dice((brand.seed, 1))
-    own = Dice((brand.seed, 2, variant))
+    layout = Rng((brand.seed, 1))
+    own = Rng((brand.seed, 2, variant))
     ground, second, accent, ink = brand.palette
     if variant and own.chance(0.8):
         accent = from_hsv(package_hue(own), own.between(0.5, 0.95), own.between(0.4, 0.95))
@@ -116,7 +116,7 @@ def artwork(brand: Brand, variant: int, width: int, height: int, textures: Textu
     return image
 
 
-def _ground(layout: Dice, own: Dice, width: int, height: int, colours: tuple[Rgb, Rgb, Rgb]) -> Pixels:
+def _ground(layout: Rng, own: Rng, width: int, height: int, colours: tuple[Rgb, Rgb, Rgb]) -> Pixels:
     """What everything else on a face is printed over. colours: ground, second, accent."""
     ground, second, accent = colours
     image: Pixels = np.empty((height, width, 3), np.uint8)
@@ -156,7 +156,7 @@ def _ground(layout: Dice, own: Dice, width: int, height: int, colours: tuple[Rgb
     return image
 
 
-def _logo(layout: Dice, image: Pixels, word: str, font: int, colours: tuple[Rgb, Rgb, Rgb]) -> tuple[Pixels, float]:
+def _logo(layout: Rng, image: Pixels, word: str, font: int, colours: tuple[Rgb, Rgb, Rgb]) -> tuple[Pixels, float]:
     """Write the brand's name, often on a plate. Returns the face and the y below which smaller text may begin.
 
     colours: second, accent, ink.
@@ -194,7 +194,7 @@ def _logo(layout: Dice, image: Pixels, word: str, font: int, colours: tuple[Rgb,
     return image, y + h * layout.between(1.1, 1.5)
 
 
-def _content_picture(layout: Dice, own: Dice, image: Pixels, colours: Sequence[Rgb]) -> None:
+def _content_picture(layout: Rng, own: Rng, image: Pixels, colours: Sequence[Rgb]) -> None:
     """The picture of what is inside, in the lower part of a face."""
     height, width = image.shape[:2]
     w, h = int(width * layout.between(0.3, 0.85)), int(height * layout.between(0.18, 0.45))
@@ -218,48 +218,48 @@ def _content_picture(layout: Dice, own: Dice, image: Pixels, colours: Sequence[R
         cv2.copyTo(picture, mask, image[y : y + h, x : x + w])
 
 
-def _tinted_noise(dice: Dice, image: Pixels) -> Pixels:
+def _tinted_noise(rng: Rng, image: Pixels) -> Pixels:
     height, width = image.shape[:2]
-    noise = 1 + 0.1 * smooth_noise(dice, height, width, dice.between(0.1, 0.8))
+    noise = 1 + 0.1 * smooth_noise(rng, height, width, rng.between(0.1, 0.8))
     return cast(Pixels, np.clip(image * noise[:, :, None], 0, 255).astype(np.uint8))
 
 
-def _small_print(dice: Dice, image: Pixels) -> None:
+def _small_print(rng: Rng, image: Pixels) -> None:
     """A barcode or a table of nutrition facts, dark on white."""
     height, width = image.shape[:2]
-    w, h = int(width * dice.between(0.3, 0.5)), int(height * dice.between(0.12, 0.3))
-    x, y = dice.whole(0, max(0, width - w)), dice.whole(height // 3, max(height // 3, height - h))
+    w, h = int(width * rng.between(0.3, 0.5)), int(height * rng.between(0.12, 0.3))
+    x, y = rng.whole(0, max(0, width - w)), rng.whole(height // 3, max(height // 3, height - h))
     image[y : y + h, x : x + w] = 245
-    if dice.chance(0.5):
+    if rng.chance(0.5):
         for i in range(x + 2, x + w - 2, 2):
-            if dice.chance(0.6):
+            if rng.chance(0.6):
                 image[y + 1 : y + int(h * 0.8), i : i + 1] = 20
     else:
         for i in range(y + 2, y + h - 1, 3):
-            image[i : i + 1, x + 1 : x + int(w * dice.between(0.5, 0.95))] = 70
+            image[i : i + 1, x + 1 : x + int(w * rng.between(0.5, 0.95))] = 70
 
 
-def recolour(dice: Dice, rgb: Pixels, strength: float) -> Pixels:
+def recolour(rng: Rng, rgb: Pixels, strength: float) -> Pixels:
     """Turn the hue, change saturation and brightness: one photo gives several products."""
     hsv = cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)
-    if dice.chance(strength):
+    if rng.chance(strength):
         ramp = np.arange(256)
-        hue = ((ramp + (dice.whole(0, 179) if dice.chance(0.2) else dice.whole(-12, 12))) % 180).astype(np.uint8)
-        saturation = np.clip(ramp * dice.between(0.7, 1.3), 0, 255).astype(np.uint8)
-        value = np.clip(ramp * dice.between(0.75, 1.15), 0, 255).astype(np.uint8)
+        hue = ((ramp + (rng.whole(0, 179) if rng.chance(0.2) else rng.whole(-12, 12))) % 180).astype(np.uint8)
+        saturation = np.clip(ramp * rng.between(0.7, 1.3), 0, 255).astype(np.uint8)
+        value = np.clip(ramp * rng.between(0.75, 1.15), 0, 255).astype(np.uint8)
         hsv = cv2.LUT(hsv, np.dstack([hue[None], saturation[None], value[None]]).reshape(256, 1, 3))
     return cast(Pixels, cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))
 
 
-def _photo_face(dice: Dice, width: int, height: int, textures: Textures) -> Pixels:
+def _photo_face(rng: Rng, width: int, height: int, textures: Textures) -> Pixels:
     """The middle of a product photo, stretched over a face."""
-    photo: Pixels = dice.pick(textures.faces)
+    photo: Pixels = rng.pick(textures.faces)
     rows, columns = photo.shape[:2]
-    w, h = int(columns * dice.between(0.28, 0.5)), int(rows * dice.between(0.35, 0.65))
+    w, h = int(columns * rng.between(0.28, 0.5)), int(rows * rng.between(0.35, 0.65))
     w, h = max(4, w), max(4, h)
-    x = int(np.clip(columns * dice.between(0.45, 0.55) - w / 2, 0, max(0, columns - w)))
-    y = int(np.clip(rows * dice.between(0.45, 0.6) - h / 2, 0, max(0, rows - h)))
-    crop = recolour(dice, np.ascontiguousarray(photo[y : y + h, x : x + w]), 0.5)
-    if dice.chance(0.3):
+    x = int(np.clip(columns * rng.between(0.45, 0.55) - w / 2, 0, max(0, columns - w)))
+    y = int(np.clip(rows * rng.between(0.45, 0.6) - h / 2, 0, max(0, rows - h)))
+    crop = recolour(rng, np.ascontiguousarray(photo[y : y + h, x : x + w]), 0.5)
+    if rng.chance(0.3):
         crop = np.ascontiguousarray(crop[:, ::-1])
     return cast(Pixels, cv2.resize(crop, (width, height), interpolation=cv2.INTER_LINEAR))

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from model.renderer.paint import Dice, Floats, Pixels, floats
+from model.renderer.paint import Floats, Pixels, Rng, floats
 
 MARGIN = 0.12  # canvas beyond each edge of the picture, as a share of its side
 
@@ -32,20 +32,20 @@ class View:
     eye_y: float
 
 
-def new_view(dice: Dice, *, calm: bool) -> View:
+def new_view(rng: Rng, *, calm: bool) -> View:
     strength = 0.35 if calm else 1.0
-    oblique = dice.weighted({"frontal": 0.42, "turned": 0.33, "along the aisle": 0.25})
+    oblique = rng.weighted({"frontal": 0.42, "turned": 0.33, "along the aisle": 0.25})
     low, high = {"frontal": (0, 10), "turned": (10, 35), "along the aisle": (35, 66)}[oblique]
-    turn = strength * math.radians(dice.between(low, high)) * dice.pick((-1, 1))
-    seen = dice.between(0.1, 0.45)  # tangent of half the angle that the picture covers
+    turn = strength * math.radians(rng.between(low, high)) * rng.pick((-1, 1))
+    seen = rng.between(0.1, 0.45)  # tangent of half the angle that the picture covers
     return View(
         turn=turn,
         yaw=min(0.48, math.tan(abs(turn)) * seen) * (1 if turn > 0 else -1),
-        pitch=dice.rng.normal() * 0.04 * strength,
-        roll=math.radians(dice.rng.normal() * 1.2 if dice.chance(0.85) else dice.between(-6, 6) * strength),
-        bend=dice.rng.normal() * 0.006 if dice.chance(0.8) else dice.between(-0.03, 0.025) * strength,
-        eye_x=dice.between(-0.5, 0.5),
-        eye_y=dice.between(-1.2, 1.2) * strength,
+        pitch=rng.normal() * 0.04 * strength,
+        roll=math.radians(rng.normal() * 1.2 if rng.chance(0.85) else rng.between(-6, 6) * strength),
+        bend=rng.normal() * 0.006 if rng.chance(0.8) else rng.between(-0.03, 0.025) * strength,
+        eye_x=rng.between(-0.5, 0.5),
+        eye_y=rng.between(-1.2, 1.2) * strength,
     )
 
 
@@ -74,64 +74,64 @@ def lens(view: View, size_wh: tuple[int, int], canvas_wh: tuple[int, int]) -> tu
     return full_x, full_y, full_area
 
 
-def _tone_curve(dice: Dice) -> Pixels:
+def _tone_curve(rng: Rng) -> Pixels:
     """Exposure, contrast, white balance and black level as one table per channel."""
     ramp = np.linspace(0, 1, 256, dtype=np.float32)[:, None]
-    balance = floats([dice.between(0.9, 1.1), 1.0, dice.between(0.87, 1.1)])
-    exposure = dice.log_between(0.78, 1.42)
+    balance = floats([rng.between(0.9, 1.1), 1.0, rng.between(0.87, 1.1)])
+    exposure = rng.log_between(0.78, 1.42)
     curve = ramp * balance * exposure
     curve = np.where(curve > 0.8, 0.8 + 0.2 * np.tanh((curve - 0.8) / 0.2), curve)
-    curve = curve ** dice.log_between(0.7, 1.2)
-    contrast = dice.between(0, 0.45)
+    curve = curve ** rng.log_between(0.7, 1.2)
+    contrast = rng.between(0, 0.45)
     curve = (1 - contrast) * curve + contrast * (curve * curve * (3 - 2 * np.minimum(curve, 1)))
-    lift = dice.between(0, 0.08) if dice.chance(0.4) else 0.0
+    lift = rng.between(0, 0.08) if rng.chance(0.4) else 0.0
     return cast(Pixels, np.clip(255 * (lift + (1 - lift) * curve), 0, 255).astype(np.uint8).reshape(256, 1, 3))
 
 
-def photograph(dice: Dice, rgb: Pixels) -> Pixels:
+def photograph(rng: Rng, rgb: Pixels) -> Pixels:
     """What a camera does to the scene: light, blur, grain, sharpening, compression."""
     height, width = rgb.shape[:2]
     unit = min(height, width) / 512
     x, y = np.meshgrid(np.linspace(-1, 1, 24, dtype=np.float32), np.linspace(-1, 1, 24, dtype=np.float32))
-    light = 1 - dice.between(0, 0.3) * (x * x + y * y) / 2
-    light *= 1 + dice.between(-0.2, 0.2) * x + dice.between(-0.25, 0.2) * y
-    if dice.chance(0.15):  # a dark corner or side
-        light *= 1 - 0.6 * np.clip(x * dice.pick((-1, 1)) + y * dice.between(-1, 1) - dice.between(0, 0.6), 0, 1)
+    light = 1 - rng.between(0, 0.3) * (x * x + y * y) / 2
+    light *= 1 + rng.between(-0.2, 0.2) * x + rng.between(-0.25, 0.2) * y
+    if rng.chance(0.15):  # a dark corner or side
+        light *= 1 - 0.6 * np.clip(x * rng.pick((-1, 1)) + y * rng.between(-1, 1) - rng.between(0, 0.6), 0, 1)
     small = (np.clip(light, 0.15, 1.6) * 128).astype(np.uint8)
     shade = cv2.cvtColor(cv2.resize(small, (width, height)), cv2.COLOR_GRAY2RGB)
     photo = cv2.multiply(rgb, shade, scale=1 / 128)
-    photo = cv2.LUT(photo, _tone_curve(dice))
-    if dice.chance(0.3):
+    photo = cv2.LUT(photo, _tone_curve(rng))
+    if rng.chance(0.3):
         grey = cv2.cvtColor(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-        keep = dice.between(0.6, 1.25)
+        keep = rng.between(0.6, 1.25)
         photo = cv2.addWeighted(photo, keep, grey, 1 - keep, 0)
-    softness = dice.weighted(
+    softness = rng.weighted(
         {"sharp": 0.4, "soft": 0.31, "defocus": 0.04, "motion": 0.05, "enlarged": 0.1, "smeared": 0.1}
     )
     if softness == "soft":
-        photo = cv2.GaussianBlur(photo, (0, 0), dice.between(0.4, 1.0))
+        photo = cv2.GaussianBlur(photo, (0, 0), rng.between(0.4, 1.0))
     elif softness == "defocus":
-        photo = cv2.GaussianBlur(photo, (0, 0), dice.between(0.9, 1.7) * unit**0.5)
+        photo = cv2.GaussianBlur(photo, (0, 0), rng.between(0.9, 1.7) * unit**0.5)
     elif softness == "motion":
-        reach = dice.whole(1, 3)
+        reach = rng.whole(1, 3)
         kernel = np.zeros((2 * reach + 1, 2 * reach + 1), np.float32)
-        angle = dice.between(0, math.pi)
+        angle = rng.between(0, math.pi)
         dx, dy = round(reach * math.cos(angle)), round(reach * math.sin(angle))
         cv2.line(kernel, (reach - dx, reach - dy), (reach + dx, reach + dy), 1.0, 1)
         photo = cv2.filter2D(photo, -1, kernel / kernel.sum())
     elif softness == "enlarged":
-        share = dice.between(0.45, 0.85)
+        share = rng.between(0.45, 0.85)
         less = cv2.resize(photo, (int(width * share), int(height * share)), interpolation=cv2.INTER_AREA)
         photo = cv2.resize(less, (width, height), interpolation=cv2.INTER_LINEAR)
     elif softness == "smeared":  # grain that a phone has taken away again, and fine print with it
-        photo = cv2.medianBlur(_grain(dice, photo), dice.pick((3, 3, 5)))
-    if dice.chance(0.35 if softness == "smeared" else 0.75):
-        photo = _grain(dice, photo)
-    if dice.chance(0.45):
-        amount = dice.between(0.2, 1.1)
-        photo = cv2.addWeighted(photo, 1 + amount, cv2.GaussianBlur(photo, (0, 0), dice.between(0.7, 1.6)), -amount, 0)
-    if dice.chance(0.85):
-        quality = dice.whole(45, 96)
+        photo = cv2.medianBlur(_grain(rng, photo), rng.pick((3, 3, 5)))
+    if rng.chance(0.35 if softness == "smeared" else 0.75):
+        photo = _grain(rng, photo)
+    if rng.chance(0.45):
+        amount = rng.between(0.2, 1.1)
+        photo = cv2.addWeighted(photo, 1 + amount, cv2.GaussianBlur(photo, (0, 0), rng.between(0.7, 1.6)), -amount, 0)
+    if rng.chance(0.85):
+        quality = rng.whole(45, 96)
         _, data = cv2.imencode(".jpg", photo[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
         photo = cast(Pixels, cv2.imdecode(data, cv2.IMREAD_COLOR))[:, :, ::-1]
     return cast(Pixels, np.ascontiguousarray(photo))
@@ -145,10 +145,10 @@ def _grain_tile(blurred: bool) -> npt.NDArray[np.int16]:
     return cast("npt.NDArray[np.int16]", np.round(tile * 64).astype(np.int16))
 
 
-def _grain(dice: Dice, photo: Any) -> Any:
+def _grain(rng: Rng, photo: Any) -> Any:
     height, width = photo.shape[:2]
-    tile = _grain_tile(dice.chance(0.5))
-    y, x = dice.whole(0, 255), dice.whole(0, 255)
+    tile = _grain_tile(rng.chance(0.5))
+    y, x = rng.whole(0, 255), rng.whole(0, 255)
     tiles = (-(-height // 512), -(-width // 512), 1)
     patch = np.tile(tile[y : y + 512, x : x + 512], tiles)[:height, :width]
-    return cv2.addWeighted(photo, 1, patch, dice.log_between(0.6, 9) / 64, 0, dtype=cv2.CV_8U)
+    return cv2.addWeighted(photo, 1, patch, rng.log_between(0.6, 9) / 64, 0, dtype=cv2.CV_8U)

@@ -7,65 +7,15 @@ product differ.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from model.renderer.artwork import Brand, artwork, printed_photo
-from model.renderer.paint import Dice, Floats, Pixels, from_hsv, package_hue, resized, smooth_noise, tint
+from model.renderer.paint import Floats, Pixels, Rng, from_hsv, resized, smooth_noise, tint
+from model.renderer.round_packages import ROUND, round_body
 from model.renderer.textures import Textures
-
-# Outline of bodies of revolution: (height from the top, width), both as shares; and where cap and label lie.
-_PROFILES: dict[str, tuple[tuple[tuple[float, float], ...], float, tuple[float, float]]] = {
-    "bottle": (
-        ((0, 0.34), (0.07, 0.36), (0.075, 0.28), (0.18, 0.3), (0.34, 0.92), (0.42, 1), (1, 0.97)),
-        0.07,
-        (0.42, 0.85),
-    ),
-    "soda": (
-        (
-            (0, 0.36),
-            (0.06, 0.38),
-            (0.065, 0.3),
-            (0.12, 0.32),
-            (0.3, 0.94),
-            (0.36, 1),
-            (0.55, 0.97),
-            (0.6, 0.93),
-            (0.7, 1),
-            (0.94, 1),
-            (1, 0.8),
-        ),
-        0.06,
-        (0.36, 0.62),
-    ),
-    "wine": (((0, 0.3), (0.06, 0.32), (0.3, 0.34), (0.42, 0.9), (0.46, 1), (1, 1)), 0.14, (0.52, 0.88)),
-    "flask": (
-        ((0, 0.5), (0.14, 0.5), (0.15, 0.42), (0.2, 0.75), (0.26, 0.92), (0.36, 1), (0.8, 1), (1, 0.9)),
-        0.14,
-        (0.3, 0.86),
-    ),
-    "shampoo": (
-        ((0, 0.62), (0.13, 0.66), (0.14, 0.8), (0.22, 0.97), (0.3, 1), (0.97, 0.95), (1, 0.9)),
-        0.13,
-        (0.2, 0.95),
-    ),
-    "spray": (((0, 0.6), (0.03, 0.78), (0.22, 0.82), (0.23, 0.86), (0.29, 1), (0.98, 1), (1, 0.95)), 0.22, (0.25, 1)),
-    "stick": (((0, 0.75), (0.04, 0.95), (0.3, 1), (0.31, 0.97), (1, 0.97)), 0.3, (0.33, 0.97)),
-    "can": (((0, 0.84), (0.03, 0.86), (0.09, 1), (0.92, 1), (0.98, 0.88), (1, 0.86)), 0.05, (0.06, 0.95)),
-    "tin": (((0, 1), (0.03, 1), (0.04, 0.96), (0.96, 0.96), (0.97, 1), (1, 1)), 0.04, (0.06, 0.94)),
-    "jar": (((0, 0.88), (0.15, 0.9), (0.16, 0.82), (0.24, 1), (0.93, 1), (1, 0.9)), 0.15, (0.3, 0.85)),
-    "tub": (((0, 1), (0.1, 1), (0.11, 0.95), (1, 0.78)), 0.1, (0.14, 0.95)),
-    "cup": (((0, 1), (0.06, 1), (0.07, 0.9), (1, 0.68)), 0.06, (0.1, 0.96)),
-    "tube": (
-        ((0, 0.96), (0.06, 0.98), (0.4, 0.95), (0.82, 0.8), (0.83, 0.62), (0.97, 0.62), (1, 0.55)),
-        0.0,
-        (0.03, 0.8),
-    ),
-    "canister": (((0, 0.98), (0.12, 1), (0.13, 0.95), (0.97, 0.95), (1, 0.97)), 0.12, (0.14, 0.97)),
-}
 
 # Outlines of the other bottles: polygons of (x, y), both as shares.
 _OUTLINES: dict[str, tuple[tuple[tuple[float, float], ...], ...]] = {
@@ -133,7 +83,6 @@ KINDS: dict[str, tuple[float, float, float, float, float]] = {
     "tube": (0.6, 2.1, 3.8, 0.6, 0.9),
     "canister": (0.6, 1.1, 2.2, 0.9, 1.5),
 }
-ROUND = frozenset(_PROFILES)
 STACKABLE = {"box", "flatbox", "can", "tin", "tub", "multipack", "pillow", "cup", "canister", "jar"}
 SQUARE = {"box", "flatbox", "carton", "multipack"}
 FLAT = SQUARE | {"blister", "cutout"}  # as narrow, seen at an angle, as their front
@@ -147,138 +96,46 @@ def _shaded(image: Pixels, shade: Floats) -> Pixels:
     return cast(Pixels, np.clip(image * shade[:, :, None], 0, 255).astype(np.uint8))
 
 
-def _round_body(
-    brand: Brand, variant: int, width: int, height: int, textures: Textures | None
-) -> tuple[Pixels, Pixels]:
-    points, cap_end, (label_top, label_end) = _PROFILES[brand.kind]
-    dice = Dice((brand.seed, 3))
-    ground, second, accent, _ = brand.palette
-    own = Dice((brand.seed, 4, variant))
-    y = (np.arange(height, dtype=np.float32) + 0.5) / height
-    warp = dice.between(0.85, 1.2)
-    profile = np.interp(y**warp, [p[0] for p in points], [p[1] for p in points]).astype(np.float32)
-    if brand.kind in {"bottle", "flask", "shampoo", "soda"}:
-        smooth = cv2.blur(profile[:, None], (1, max(1, height // 24)), borderType=cv2.BORDER_REPLICATE)
-        profile = cast(Floats, smooth)[:, 0]
-    cap_end, label_top, label_end = (share ** (1 / warp) for share in (cap_end, label_top, label_end))
-    body, liquid = ground, ""
-    if brand.kind in {"bottle", "soda", "wine", "jar", "flask"} and dice.chance(0.75):
-        dark = 2.5 if brand.kind in {"soda", "wine"} else 1.0
-        liquid = dice.weighted(
-            {"cola": 1.8 * dark, "clear": 1.1, "vivid": 1.1, "green": 0.8, "dark": dark, "amber": 0.7, "milk": 0.3}
-        )
-        body = {
-            "cola": tint((38, 20, 14), own.between(0.4, 1.2)),
-            "clear": (176, 186, 190),
-            "vivid": from_hsv(package_hue(own), 0.8, own.between(0.4, 0.85)),
-            "green": tint((28, 90, 42), own.between(0.5, 1.7)),
-            "dark": (22, 24, 30),
-            "amber": (150, 84, 24),
-            "milk": (236, 232, 222),
-        }[liquid]
-    elif brand.kind in {"can", "tin"}:
-        body = (168, 170, 174)
-    if liquid and dice.chance(0.35):  # the label sits higher or lower, is narrower or covers all
-        label_top = float(np.clip(label_top + dice.between(-0.12, 0.12), cap_end + 0.05, 0.8))
-        label_end = float(np.clip(label_top + dice.between(0.14, 0.6), label_top + 0.1, 0.97))
-    image: Pixels = np.empty((height, width, 3), np.uint8)
-    image[:] = body
-    if brand.kind in {"bottle", "soda", "jar", "flask"} and dice.chance(0.4):
-        level = int(height * dice.between(0.12, 0.36))
-        image[int(height * cap_end) : level] = tint((190, 195, 195), dice.between(0.5, 1.1))
-    top, end = int(height * label_top), max(int(height * label_top) + 2, int(height * label_end))
-    inset = dice.pick((0.0, 0.0, 0.1)) if brand.kind in {"flask", "shampoo", "jar"} else 0.0
-    left = int(width * inset)
-    face = artwork(brand, variant, max(4, width - 2 * left), end - top, textures)
-    image[top:end, left : left + face.shape[1]] = face
-    cap = max(0, int(height * cap_end))
-    cap_colour = dice.pick(((245, 245, 245), (25, 25, 28), accent, second, ground, (190, 160, 80)))
-    image[:cap] = cap_colour
-    if cap:
-        image[cap - 1 : cap] = tint(cap_colour, 0.6)
-    x = (np.arange(width, dtype=np.float32) + 0.5) / width * 2 - 1
-    across = np.clip(x[None, :] / np.maximum(profile[:, None], 0.05), -1, 1)
-    depth = dice.between(0.35, 0.75)
-    shade = (1 - depth) + depth * np.sqrt(1.02 - across * across)
-    glint, glint_width = dice.between(-0.7, 0.7), dice.between(0.06, 0.25)
-    gleam = dice.between(0, 0.5) if brand.kind not in {"can", "soda", "spray"} else dice.between(0.2, 0.9)
-    light = gleam * np.exp(-(((across - glint) / glint_width) ** 2))
-    if liquid and width >= 8:
-        light = light + 1.4 * _reflections(dice, across, y)
-    if liquid in {"vivid", "clear", "amber", "green"} and dice.chance(0.4):  # lit from behind; ribs in the plastic
-        glow = dice.between(0.3, 1.2) * (1 - across * across)
-        if dice.chance(0.5):
-            glow = glow * (1 + dice.between(0.1, 0.4) * np.sin(y * dice.between(40, 90)))[:, None]
-        outside = (y < label_top) | (y > label_end)
-        shade = shade * np.where(outside[:, None], 1 + glow, 1.0)
-    out = image * (shade * dice.between(0.95, 1.15))[:, :, None] + (light * 150)[:, :, None]
-    alpha = (np.abs(x)[None, :] <= profile[:, None]).astype(np.uint8) * 255
-    if liquid in {"clear", "vivid", "green", "amber"}:  # what stands behind shines through, but for cap and label
-        through = alpha[cap:top]
-        np.minimum(through, 205, out=through)
-    if brand.kind == "tube" and dice.chance(0.4):
-        out, alpha = out[::-1], alpha[::-1]
-    return cast(Pixels, np.clip(out, 0, 255).astype(np.uint8)), cast(Pixels, np.ascontiguousarray(alpha))
-
-
-def _reflections(dice: Dice, across: npt.NDArray[Any], y: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The lamps in glass: bright vertical lines that end somewhere, and small spots where a bottle curves most, at its
-    shoulder and its foot. `across` the body at heights `y`, both as shares."""
-    light = np.zeros_like(across)
-    for _ in range(dice.whole(1, 4)):
-        middle, width = dice.between(-0.85, 0.85), dice.log_between(0.03, 0.12)
-        centre, length = dice.between(0.08, 0.95), dice.log_between(0.05, 0.5)
-        ends = np.exp(-(((y - centre) / length) ** 4))[:, None]
-        light += dice.between(0.2, 1.4) * ends * np.exp(-(((across - middle) / width) ** 2))
-    for _ in range(dice.whole(0, 9)):
-        foot = dice.chance(0.5)
-        middle, centre = dice.between(-0.8, 0.8), dice.between(0.74, 0.97) if foot else dice.between(0.1, 0.36)
-        width, length = dice.log_between(0.05, 0.25), dice.log_between(0.006, 0.03 if foot else 0.08)
-        spot = np.exp(-(((y - centre) / length) ** 2))[:, None] * np.exp(-(((across - middle) / width) ** 2))
-        light += dice.between(0.4, 1.6) * spot
-    return light
-
-
 def _soft_pack(brand: Brand, variant: int, width: int, height: int, textures: Textures | None) -> tuple[Pixels, Pixels]:
     """Bags and pouches: wrinkled, bulging, with crimped ends."""
-    dice = Dice((brand.seed, 5))
+    rng = Rng((brand.seed, 5))
     image = artwork(brand, variant, width, height, textures)
     y = np.linspace(0, 1, height, dtype=np.float32)[:, None]
     x = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
-    wrinkle = smooth_noise(dice, height, width, dice.between(0.15, 0.5))
-    shade = 1.08 - 0.3 * x * x + dice.between(0.06, 0.2) * wrinkle
+    wrinkle = smooth_noise(rng, height, width, rng.between(0.15, 0.5))
+    shade = 1.08 - 0.3 * x * x + rng.between(0.06, 0.2) * wrinkle
     shade *= 1 - 0.25 * np.exp(-((y - 0.06) ** 2) / 0.001) - 0.2 * np.exp(-((y - 0.97) ** 2) / 0.001)
-    shade += np.clip(wrinkle - 1.0, 0, 1) * dice.between(0, 0.9)
-    taper = dice.between(0.0, 0.14)
-    top_only = dice.chance(0.5)
+    shade += np.clip(wrinkle - 1.0, 0, 1) * rng.between(0, 0.9)
+    taper = rng.between(0.0, 0.14)
+    top_only = rng.chance(0.5)
     sides = 1 - taper * (1 - y) ** 2 - (0 if top_only else taper * y**2)
-    sides = sides - 0.03 * np.abs(smooth_noise(dice, height, 1, 0.3))
+    sides = sides - 0.03 * np.abs(smooth_noise(rng, height, 1, 0.3))
     alpha = (np.abs(x) <= sides).astype(np.uint8) * 255
-    if dice.chance(0.35):  # rounded or drooping upper edge
-        sag = dice.between(0.02, 0.12) * (x * x if dice.chance(0.6) else np.abs(np.sin(3 * x + dice.between(0, 6))))
+    if rng.chance(0.35):  # rounded or drooping upper edge
+        sag = rng.between(0.02, 0.12) * (x * x if rng.chance(0.6) else np.abs(np.sin(3 * x + rng.between(0, 6))))
         alpha[np.broadcast_to(y, alpha.shape) < sag] = 0
     return _shaded(image, shade.astype(np.float32)), alpha
 
 
 def _blister(brand: Brand, variant: int, width: int, height: int, textures: Textures | None) -> tuple[Pixels, Pixels]:
     """A card with a hole to hang it by and a clear bubble over an object."""
-    dice = Dice((brand.seed, 6))
+    rng = Rng((brand.seed, 6))
     image = artwork(brand, variant, width, height, textures)
     alpha = np.full((height, width), 255, np.uint8)
     hole = (width // 2, max(2, int(height * 0.06)))
     cv2.ellipse(alpha, hole, (max(1, int(width * 0.1)), max(1, int(height * 0.015))), 0, 0, 360, 0, -1)
-    if dice.chance(0.7):
-        x0, x1 = int(width * dice.between(0.08, 0.3)), int(width * dice.between(0.7, 0.92))
-        y0, y1 = int(height * dice.between(0.3, 0.5)), int(height * dice.between(0.85, 0.95))
+    if rng.chance(0.7):
+        x0, x1 = int(width * rng.between(0.08, 0.3)), int(width * rng.between(0.7, 0.92))
+        y0, y1 = int(height * rng.between(0.3, 0.5)), int(height * rng.between(0.85, 0.95))
         inner = image[y0:y1, x0:x1]
         if inner.size:
             inner[:] = (inner * 0.45 + 110).astype(np.uint8)
             h, w = inner.shape[:2]
-            for _ in range(dice.whole(1, 3)):
-                colour = from_hsv(dice.unit(), dice.between(0, 1), dice.between(0.1, 1))
-                centre = (int(w * dice.between(0.3, 0.7)), int(h * dice.between(0.3, 0.7)))
-                axes = (max(1, int(w * dice.between(0.1, 0.4))), max(1, int(h * dice.between(0.1, 0.45))))
-                cv2.ellipse(inner, centre, axes, dice.between(-20, 20), 0, 360, colour, -1)
+            for _ in range(rng.whole(1, 3)):
+                colour = from_hsv(rng.unit(), rng.between(0, 1), rng.between(0.1, 1))
+                centre = (int(w * rng.between(0.3, 0.7)), int(h * rng.between(0.3, 0.7)))
+                axes = (max(1, int(w * rng.between(0.1, 0.4))), max(1, int(h * rng.between(0.1, 0.45))))
+                cv2.ellipse(inner, centre, axes, rng.between(-20, 20), 0, 360, colour, -1)
             cv2.rectangle(image, (x0, y0), (x1 - 1, y1 - 1), (235, 238, 240), 1)
             cv2.line(image, (x0 + w // 5, y0 + 2), (x0 + w // 5, y1 - h // 3), (252, 252, 252), max(1, width // 40))
     return image, alpha
@@ -286,24 +143,24 @@ def _blister(brand: Brand, variant: int, width: int, height: int, textures: Text
 
 def _multipack(brand: Brand, variant: int, width: int, height: int, textures: Textures | None) -> tuple[Pixels, Pixels]:
     """Several units in film or in an open carton, sold and labelled as one."""
-    dice = Dice((brand.seed, 7))
-    columns = dice.whole(2, 4)
+    rng = Rng((brand.seed, 7))
+    columns = rng.whole(2, 4)
     unit_w = max(6, width // columns)
-    kind = dice.pick(("can", "soda", "bottle", "cup", "can"))
+    kind = rng.pick(("can", "soda", "bottle", "cup", "can"))
     inner = Brand(
         seed=brand.seed + 1, palette=brand.palette, kind=kind, aspect=1, width=1, word=brand.word, sub=brand.sub
     )
-    rgb, alpha = _round_body(inner, variant, unit_w, height, textures)
+    rgb, alpha = round_body(inner, variant, unit_w, height, textures)
     image: Pixels = np.empty((height, unit_w * columns, 3), np.uint8)
     image[:] = tint(brand.palette[0], 0.35)
     for i in range(columns):
         cv2.copyTo(rgb, alpha, image[:, i * unit_w : (i + 1) * unit_w])
     image = resized(image, width, height)
-    film = smooth_noise(dice, height, width, 0.25)
-    out = image * dice.between(0.75, 1.0) + (dice.between(10, 50) + 90 * np.clip(film - 0.9, 0, 1))[:, :, None]
+    film = smooth_noise(rng, height, width, 0.25)
+    out = image * rng.between(0.75, 1.0) + (rng.between(10, 50) + 90 * np.clip(film - 0.9, 0, 1))[:, :, None]
     image = cast(Pixels, np.clip(out, 0, 255).astype(np.uint8))
-    if dice.chance(0.7):
-        y0, y1 = int(height * dice.between(0.3, 0.5)), int(height * dice.between(0.7, 1.0))
+    if rng.chance(0.7):
+        y0, y1 = int(height * rng.between(0.3, 0.5)), int(height * rng.between(0.7, 1.0))
         band = artwork(brand, variant, width, max(4, y1 - y0), textures)
         image[y0 : y0 + band.shape[0]] = band[: height - y0]
     return image, np.full((height, width), 255, np.uint8)
@@ -318,11 +175,11 @@ def _poly(width: int, height: int, *parts: Sequence[tuple[float, float]]) -> Pix
 
 def _produce(brand: Brand, width: int, height: int) -> tuple[Pixels, Pixels]:
     """Loose fruit and vegetables, without print."""
-    dice = Dice((brand.seed, 8))
+    rng = Rng((brand.seed, 8))
     colour = from_hsv(
-        dice.pick((0.0, 0.04, 0.08, 0.12, 0.22, 0.3, 0.85)), dice.between(0.5, 0.95), dice.between(0.4, 0.95)
+        rng.pick((0.0, 0.04, 0.08, 0.12, 0.22, 0.3, 0.85)), rng.between(0.5, 0.95), rng.between(0.4, 0.95)
     )
-    image = printed_photo(dice, height, width, (colour, tint(colour, 0.8), tint(colour, 1.2)))
+    image = printed_photo(rng, height, width, (colour, tint(colour, 0.8), tint(colour, 1.2)))
     yy, xx = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
     shade = np.sqrt(np.clip(1.1 - 0.7 * (xx * xx + yy * yy), 0.05, 2)) - 0.15 * yy
     alpha = ((np.abs(xx) ** 2.3 + np.abs(yy) ** 2.3) <= 1).astype(np.uint8) * 255
@@ -331,9 +188,9 @@ def _produce(brand: Brand, width: int, height: int) -> tuple[Pixels, Pixels]:
 
 def _carton(brand: Brand, variant: int, width: int, height: int, textures: Textures | None) -> tuple[Pixels, Pixels]:
     """Drink cartons with a sloping roof and often a screw cap."""
-    dice = Dice((brand.seed, 8))
+    rng = Rng((brand.seed, 8))
     image = artwork(brand, variant, width, height, textures)
-    roof = int(height * dice.between(0.1, 0.2))
+    roof = int(height * rng.between(0.1, 0.2))
     alpha = _poly(
         width,
         height,
@@ -341,15 +198,15 @@ def _carton(brand: Brand, variant: int, width: int, height: int, textures: Textu
     )
     image[:roof] = (image[:roof] * 0.8).astype(np.uint8)
     image[roof : roof + 1] = (image[roof : roof + 1] * 0.6).astype(np.uint8)
-    if dice.chance(0.6):
-        colour = dice.pick((brand.palette[2], (245, 245, 245)))
+    if rng.chance(0.6):
+        colour = rng.pick((brand.palette[2], (245, 245, 245)))
         cv2.circle(image, (width // 2, max(2, int(roof * 0.55))), max(1, int(width * 0.17)), colour, -1)
     return image, alpha
 
 
 def _outlined(brand: Brand, variant: int, width: int, height: int, textures: Textures | None) -> tuple[Pixels, Pixels]:
     """Jugs, trigger sprays and pumps: bodies that no profile describes."""
-    dice = Dice((brand.seed, 8))
+    rng = Rng((brand.seed, 8))
     image = artwork(brand, variant, width, height, textures)
     alpha = _poly(width, height, *_OUTLINES[brand.kind])
     if brand.kind == "jug":
@@ -361,23 +218,23 @@ def _outlined(brand: Brand, variant: int, width: int, height: int, textures: Tex
     elif brand.kind == "trigger":
         image[: int(height * 0.24)] = brand.palette[2]
     else:
-        image[: int(height * 0.2)] = dice.pick(((245, 245, 245), (30, 30, 30), brand.palette[2]))
+        image[: int(height * 0.2)] = rng.pick(((245, 245, 245), (30, 30, 30), brand.palette[2]))
     x = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
-    shade = np.repeat(1.1 - 0.4 * x * x + 0.3 * np.exp(-((x - dice.between(-0.6, 0.6)) ** 2) / 0.01), height, 0)
+    shade = np.repeat(1.1 - 0.4 * x * x + 0.3 * np.exp(-((x - rng.between(-0.6, 0.6)) ** 2) / 0.01), height, 0)
     return _shaded(image, shade.astype(np.float32)), alpha
 
 
 def _box(brand: Brand, variant: int, width: int, height: int, textures: Textures | None) -> tuple[Pixels, Pixels]:
     """A lit face with worn edges."""
-    dice = Dice((brand.seed, 8))
+    rng = Rng((brand.seed, 8))
     image = artwork(brand, variant, width, height, textures)
     y = np.linspace(0, 1, height, dtype=np.float32)[:, None]
     x = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
-    shade = dice.between(0.95, 1.08) + dice.between(-0.12, 0.12) * x + dice.between(-0.12, 0.06) * y
-    if dice.chance(0.25):  # gloss
-        shade = shade + dice.between(0.1, 0.5) * np.exp(-((x - dice.between(-1, 1) + y) ** 2) / 0.05)
+    shade = rng.between(0.95, 1.08) + rng.between(-0.12, 0.12) * x + rng.between(-0.12, 0.06) * y
+    if rng.chance(0.25):  # gloss
+        shade = shade + rng.between(0.1, 0.5) * np.exp(-((x - rng.between(-1, 1) + y) ** 2) / 0.05)
     image = _shaded(image, np.broadcast_to(shade, (height, width)).astype(np.float32))
-    edge = dice.between(0.45, 0.95)
+    edge = rng.between(0.45, 0.95)
     image[:, -1:] = (image[:, -1:] * edge).astype(np.uint8)
     image[-1:] = (image[-1:] * edge).astype(np.uint8)
     return image, np.full((height, width), 255, np.uint8)
@@ -392,7 +249,7 @@ def draw_package(
     """
     if brand.kind == "produce":
         return _produce(brand, width, height)
-    draw = _round_body if brand.kind in ROUND else _FAMILIES.get(brand.kind, _box)
+    draw = round_body if brand.kind in ROUND else _FAMILIES.get(brand.kind, _box)
     return draw(brand, variant, width, height, textures)
 
 

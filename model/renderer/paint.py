@@ -23,17 +23,21 @@ def floats(values: Sequence[float]) -> Floats:
     return np.array(values, np.float32)
 
 
-class Dice:
-    """A seeded source of everyday choices; buffers uniforms, since single draws are slow."""
+class Rng:
+    """Seeded random choices; uniform numbers are drawn in blocks, since single draws are slow."""
 
     def __init__(self, seed: int | Sequence[int]) -> None:
-        self.rng = np.random.default_rng(seed)
-        self._buffer: list[float] = self.rng.random(64).tolist()
+        self._generator = np.random.default_rng(seed)
+        self._buffer: list[float] = self._generator.random(64).tolist()
 
     def unit(self) -> float:
         if not self._buffer:
-            self._buffer = self.rng.random(256).tolist()
+            self._buffer = self._generator.random(256).tolist()
         return float(self._buffer.pop())
+
+    def normal(self) -> float:
+        """Standard normal."""
+        return float(self._generator.normal())
 
     def between(self, low: float, high: float) -> float:
         return low + (high - low) * self.unit()
@@ -68,11 +72,11 @@ def _noise_tile() -> Floats:
     return cast(Floats, ((tile - tile.mean()) / tile.std()).astype(np.float32))
 
 
-def smooth_noise(dice: Dice, height: int, width: int, grain: float) -> Floats:
+def smooth_noise(rng: Rng, height: int, width: int, grain: float) -> Floats:
     """Noise in [-2.5, 2.5] of `height` x `width` whose features are about `grain` of the shorter side."""
     tile = _noise_tile()
     cut = int(np.clip(24 / max(grain, 0.02), 16, 500))
-    y, x = dice.whole(0, 511 - cut), dice.whole(0, 511 - cut)
+    y, x = rng.whole(0, 511 - cut), rng.whole(0, 511 - cut)
     patch = tile[y : y + cut, x : x + cut]
     return cast(Floats, cv2.resize(patch, (width, height), interpolation=cv2.INTER_LINEAR))
 
@@ -88,10 +92,10 @@ def from_hsv(hue: float, saturation: float, value: float) -> Rgb:
     return int(255 * r), int(255 * g), int(255 * b)
 
 
-def package_hue(dice: Dice) -> float:
+def package_hue(rng: Rng) -> float:
     """Packages are red, blue or green more often than anything else."""
-    centre = dice.pick((0.0, 0.0, 0.0, 0.01, 0.06, 0.08, 0.11, 0.14, 0.14, 0.3, 0.37, 0.5, 0.57, 0.6, 0.6, 0.62, 0.93))
-    return (dice.unit() if dice.chance(0.06) else cast(float, centre)) + dice.between(-0.03, 0.03)
+    centre = rng.pick((0.0, 0.0, 0.0, 0.01, 0.06, 0.08, 0.11, 0.14, 0.14, 0.3, 0.37, 0.5, 0.57, 0.6, 0.6, 0.62, 0.93))
+    return (rng.unit() if rng.chance(0.06) else cast(float, centre)) + rng.between(-0.03, 0.03)
 
 
 def tint(colour: Rgb, gain: float) -> Rgb:
@@ -115,9 +119,9 @@ FONTS = (
 _LETTERS = "AEIOUAEIOUBCDFGHKLMNPRSTVWXZ"
 
 
-def invented_word(dice: Dice, low: int, high: int) -> str:
-    word = "".join(dice.pick(_LETTERS) for _ in range(dice.whole(low, high)))
-    return word if dice.chance(0.5) else word.capitalize()
+def invented_word(rng: Rng, low: int, high: int) -> str:
+    word = "".join(rng.pick(_LETTERS) for _ in range(rng.whole(low, high)))
+    return word if rng.chance(0.5) else word.capitalize()
 
 
 def write(

@@ -14,8 +14,9 @@ import numpy as np
 
 from model.renderer.artwork import Brand, new_palette, recolour
 from model.renderer.canvas import Sprite
-from model.renderer.packages import FLAT, KINDS, ROUND, SOFT, SQUARE, STACKABLE, draw_package
-from model.renderer.paint import Dice, Pixels, Rgb, invented_word, resized
+from model.renderer.packages import FLAT, KINDS, SOFT, SQUARE, STACKABLE, draw_package
+from model.renderer.paint import Pixels, Rgb, Rng, invented_word, resized
+from model.renderer.round_packages import ROUND
 from model.renderer.textures import Textures
 
 #: What some departments sell more of than the average shelf does; of all else they have next to nothing.
@@ -59,18 +60,18 @@ class Product:
     rear_print: _Print
     _drawn: dict[_Print, Sprite] = field(default_factory=dict)
 
-    def unit(self, dice: Dice) -> Sprite:
-        return self._draw(self.prints[0] if dice.chance(0.45) else dice.pick(self.prints))
+    def unit(self, rng: Rng) -> Sprite:
+        return self._draw(self.prints[0] if rng.chance(0.45) else rng.pick(self.prints))
 
-    def upright(self, dice: Dice) -> Sprite:
-        return self._draw(dice.pick(self.prints[:3]))
+    def upright(self, rng: Rng) -> Sprite:
+        return self._draw(rng.pick(self.prints[:3]))
 
-    def lengthwise(self, dice: Dice) -> Product:
+    def lengthwise(self, rng: Rng) -> Product:
         """The same case turned by a quarter: its long side, with the print of the front on a part of it."""
-        width = round(self.width * dice.between(1.4, 2.6))
+        width = round(self.width * rng.between(1.4, 2.6))
         rgb: Pixels = np.empty((self.rgb.shape[0], round(self.rgb.shape[1] * width / self.width), 3), np.uint8)
         rgb[:] = self.colour
-        at = dice.whole(0, rgb.shape[1] - self.rgb.shape[1])
+        at = rng.whole(0, rgb.shape[1] - self.rgb.shape[1])
         rgb[:, at : at + self.rgb.shape[1]] = self.rgb
         return replace(self, width=width, pitch=width, rgb=rgb, alpha=np.full(rgb.shape[:2], 255, np.uint8), _drawn={})
 
@@ -112,39 +113,39 @@ class Product:
 class Designer:
     """Invents brands and products for one picture and keeps them for repeats."""
 
-    def __init__(self, dice: Dice, facing_px: float, foreshortening: float, textures: Textures | None) -> None:
+    def __init__(self, rng: Rng, facing_px: float, foreshortening: float, textures: Textures | None) -> None:
         """foreshortening: width of the shelf's front as it is seen, as a share of its width."""
-        self.dice = dice
+        self.rng = rng
         self.facing_px = facing_px
         self.foreshortening = foreshortening
         self.textures = textures
         self.products: list[Product] = []
         self.brand: Brand | None = None
-        taste = Dice(dice.whole(0, 1 << 30))
+        taste = Rng(rng.whole(0, 1 << 30))
         # a picture shows a department: a few kinds of packages dominate
         self.kinds = {kind: spec[0] * taste.log_between(0.2, 5) for kind, spec in KINDS.items()}
         if department := taste.weighted({"": 5, "drinks": 3, "beer": 0.8, "cases": 0.8}):
             for kind in self.kinds:
                 self.kinds[kind] *= DEPARTMENTS[department].get(kind, 0.04)
-        self.block_chance = dice.between(0.5, 0.92)
+        self.block_chance = rng.between(0.5, 0.92)
 
     def product(self, room_px: float, *, kinds: set[str] | None = None, fresh: bool = False) -> Product:
         """A product of at most `room_px` height; often a variant of the brand that was last used."""
-        dice = self.dice
-        if len(self.products) >= MAX_PRODUCTS or (self.products and not fresh and dice.chance(0.06)):
+        rng = self.rng
+        if len(self.products) >= MAX_PRODUCTS or (self.products and not fresh and rng.chance(0.06)):
             fitting = [
                 p
                 for p in self.products
                 if self._suits(p.kind, p.height, room_px) and (kinds is None or p.kind in kinds)
             ]
             if fitting:
-                return cast(Product, dice.pick(fitting))
+                return cast(Product, rng.pick(fitting))
         brand = self.brand
         usable = (
             brand is not None
             and (kinds is None or brand.kind in kinds)
             and self._suits(brand.kind, brand.width * brand.aspect, room_px)
-            and dice.chance(self.block_chance)
+            and rng.chance(self.block_chance)
         )
         if brand is None or not usable or brand.variants > 6:
             brand = self._new_brand(kinds, room_px)
@@ -160,7 +161,7 @@ class Designer:
         return 0.66 * room_px <= levels * height <= 1.02 * room_px
 
     def _new_brand(self, kinds: set[str] | None, room_px: float) -> Brand:
-        dice = self.dice
+        rng = self.rng
         weights = {kind: weight for kind, weight in self.kinds.items() if kinds is None or kind in kinds}
         for kind in weights:  # what is far too low for the shelf, and cannot be stacked, stands elsewhere
             _, _, high, narrow, wide = KINDS[kind]
@@ -169,43 +170,43 @@ class Designer:
                 weights[kind] *= 0.08
         if self.textures is not None and self.textures.cutouts and (kinds is None or "cutout" in kinds):
             weights["cutout"] = 0.06 * sum(weights.values())
-        kind = dice.weighted(weights)
+        kind = rng.weighted(weights)
         _, low, high, narrow, wide = KINDS[kind]
-        width = 1.3 * self.facing_px * dice.log_between(narrow, wide)
-        aspect = dice.log_between(low, high)
-        if dice.chance(0.88):  # shelves are set to the height of what stands on them
+        width = 1.3 * self.facing_px * rng.log_between(narrow, wide)
+        aspect = rng.log_between(low, high)
+        if rng.chance(0.88):  # shelves are set to the height of what stands on them
             levels = max(1, round(room_px / (width * (0.35 * low + 0.65 * high)))) if kind in STACKABLE else 1
-            aspect = float(np.clip(room_px / levels * dice.between(0.82, 1) / width, low, high))
+            aspect = float(np.clip(room_px / levels * rng.between(0.82, 1) / width, low, high))
             if levels == 1 and width * aspect < 0.72 * room_px:
                 width = min(width * 1.5, 0.8 * room_px / aspect)
         if width * aspect > room_px:
             aspect = max(low, room_px / width)
             width = max(self.facing_px * 0.4, min(width, room_px / aspect))
         return Brand(
-            seed=dice.whole(0, 1 << 30),
-            palette=new_palette(dice),
+            seed=rng.whole(0, 1 << 30),
+            palette=new_palette(rng),
             kind=kind,
             aspect=aspect,
             width=width,
-            word=invented_word(dice, 3, 8),
-            sub=tuple(invented_word(dice, 4, 12) for _ in range(dice.whole(0, 4))),
+            word=invented_word(rng, 3, 8),
+            sub=tuple(invented_word(rng, 4, 12) for _ in range(rng.whole(0, 4))),
         )
 
     def _cutout(self) -> Pixels:
         """A packshot; seldom one of loose goods, whose outline is far from a rectangle."""
         cutouts = cast(Textures, self.textures).cutouts
         for _ in range(6):
-            rgba = cast(Pixels, self.dice.pick(cutouts))
-            if self.dice.chance(0.06) or (rgba[:, :, 3] > 127).mean() > 0.84:
+            rgba = cast(Pixels, self.rng.pick(cutouts))
+            if self.rng.chance(0.06) or (rgba[:, :, 3] > 127).mean() > 0.84:
                 break
         return rgba
 
     def _make(self, brand: Brand, room_px: float) -> Product:
-        dice = self.dice
-        size = dice.between(0.9, 1.1) if brand.variants and dice.chance(0.2) else 1.0
+        rng = self.rng
+        size = rng.between(0.9, 1.1) if brand.variants and rng.chance(0.2) else 1.0
         width = max(5, round(brand.width * size))
         height = max(5, round(min(brand.width * brand.aspect * size, room_px)))
-        depth = width * dice.between(0.5, 1.1) if brand.kind in SQUARE else width
+        depth = width * rng.between(0.5, 1.1) if brand.kind in SQUARE else width
         pitch = max(5, round(width * self.foreshortening))
         if brand.kind in FLAT:
             width = pitch
@@ -217,26 +218,26 @@ class Designer:
             taller = float(np.clip(0.75 * room_px * columns / (width * rows), 1, 1.6))
             height = max(5, round(min(room_px, width * taller * rows / columns)))
             width = pitch = max(5, round(height * columns / rows * self.foreshortening))
-            rgb = recolour(dice, np.ascontiguousarray(rgba[:, :, :3]), 0.5)
+            rgb = recolour(rng, np.ascontiguousarray(rgba[:, :, :3]), 0.5)
             alpha: Pixels = np.ascontiguousarray(rgba[:, :, 3])
         else:
             over = 1.5 if width < 40 else 1.2
             art_w, art_h = max(16, int(width * over)), max(16, int(height * over))
             rgb, alpha = draw_package(brand, brand.variants, art_w, art_h, self.textures)
-        loose = dice.between(0, 2.2) if dice.chance(0.7) else 0.0
+        loose = rng.between(0, 2.2) if rng.chance(0.7) else 0.0
         prints = [_Print()]
         for _ in range(2):
-            stretch, gain = dice.between(0.98, 1.02), dice.between(0.86, 1.08)
-            prints.append(_Print(stretch=stretch, gain=gain, degrees=loose * dice.between(-1, 1)))
-        if dice.chance(0.2):  # one that leans
+            stretch, gain = rng.between(0.98, 1.02), rng.between(0.86, 1.08)
+            prints.append(_Print(stretch=stretch, gain=gain, degrees=loose * rng.between(-1, 1)))
+        if rng.chance(0.2):  # one that leans
             prints.append(
                 _Print(
-                    gain=dice.between(0.8, 1),
-                    degrees=dice.between(-9, 9) if dice.chance(0.92) else dice.pick((-90, 90)),
+                    gain=rng.between(0.8, 1),
+                    degrees=rng.between(-9, 9) if rng.chance(0.92) else rng.pick((-90, 90)),
                 )
             )
-        if brand.kind in ROUND and dice.chance(0.3):  # one that shows another side
-            prints.append(_Print(gain=dice.between(0.85, 1), turn=dice.between(0.2, 0.8)))
+        if brand.kind in ROUND and rng.chance(0.3):  # one that shows another side
+            prints.append(_Print(gain=rng.between(0.85, 1), turn=rng.between(0.2, 0.8)))
         product = Product(
             kind=brand.kind,
             width=width,
@@ -244,11 +245,11 @@ class Designer:
             pitch=pitch,
             depth=depth,
             colour=brand.palette[0],
-            cap=dice.pick((brand.palette[1], (205, 206, 208), (240, 240, 238))),
+            cap=rng.pick((brand.palette[1], (205, 206, 208), (240, 240, 238))),
             rgb=rgb,
             alpha=alpha,
             prints=tuple(prints),
-            rear_print=_Print(stretch=0.97, gain=dice.between(0.4, 0.85)),
+            rear_print=_Print(stretch=0.97, gain=rng.between(0.4, 0.85)),
         )
         self.products.append(product)
         return product

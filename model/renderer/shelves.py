@@ -22,8 +22,9 @@ import numpy.typing as npt
 
 from model.renderer.camera import MARGIN, lens, new_view, photograph
 from model.renderer.canvas import Canvas
-from model.renderer.paint import Dice, Floats, Pixels
-from model.renderer.scene import Scene
+from model.renderer.paint import Floats, Pixels, Rng
+from model.renderer.scene import draw_scene
+from model.renderer.shop import Shop
 from model.renderer.textures import Textures, load_textures
 
 __all__ = ["MIN_SIDE_PX", "MIN_VISIBLE_SHARE", "Shelf", "Textures", "load_textures", "preview", "render_shelf"]
@@ -57,20 +58,20 @@ def render_shelf(
     width, height = size_wh
     if width < 32 or height < 32:
         raise ValueError(f"size_wh: expected at least 32 x 32 pixels, got {width} x {height}")
-    dice = Dice(seed)
+    rng = Rng(seed)
     whole = facing_px is None and min(size_wh) >= 900
     if whole:
-        facing_px = math.sqrt(width * height / dice.between(520, 720))
+        facing_px = math.sqrt(width * height / rng.between(520, 720))
     elif facing_px is None:
-        facing_px = dice.log_between(14, 110) * min(size_wh) / 512
+        facing_px = rng.log_between(14, 110) * min(size_wh) / 512
     canvas = Canvas(round(width * (1 + 2 * MARGIN)), round(height * (1 + 2 * MARGIN)))
-    view = new_view(dice, calm=whole)
-    Scene(dice, canvas, facing_px, view, textures).draw(whole=whole)
+    view = new_view(rng, calm=whole)
+    draw_scene(Shop(rng, canvas, facing_px, view, textures), whole=whole)
     map_x, map_y, area = lens(view, size_wh, (canvas.width, canvas.height))
     rgb = cast(Pixels, cv2.remap(canvas.rgb, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
     ids = cast("npt.NDArray[np.uint16]", cv2.remap(canvas.ids, map_x, map_y, cv2.INTER_NEAREST))
     boxes, instance_ids = _labels(ids, area, np.array(canvas.areas, np.float32))
-    return Shelf(photo_rgb=photograph(dice, rgb), boxes_xyxy=boxes, instance_ids=instance_ids)
+    return Shelf(photo_rgb=photograph(rng, rgb), boxes_xyxy=boxes, instance_ids=instance_ids)
 
 
 def _labels(ids: npt.NDArray[np.uint16], area: Floats, full: Floats) -> tuple[Floats, npt.NDArray[np.int32]]:

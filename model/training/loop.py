@@ -11,29 +11,29 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from model.checkpoints import BUNDLED_CONFIG, read_weights
-from model.network import (
-    PIXEL_DEVIATION,
-    PIXEL_MEAN,
-    PRIOR_LOGIT,
-    FacingsModule,
-    FeatureMaps,
-    build_module,
-    load_weights,
-)
+from model.checkpoints import BUNDLED_CONFIG, network_of, read_weights
+from model.network import PIXEL_DEVIATION, PIXEL_MEAN
 from model.proposer import boxes_of_cells
-from model.training.losses import box_loss, centre_loss, mask_losses, projection_losses, window_weights
+from model.sam2_module import PRIOR_LOGIT, FacingsModule, FeatureMaps, build_module, load_weights
+from model.training.losses import (
+    box_loss,
+    centre_loss,
+    mask_losses,
+    projection_losses,
+    quality_loss,
+    window_weights,
+)
 from model.training.samples import LabelledPhotos, Samples
 from model.training.targets import MASK_STRIDE
 
@@ -53,8 +53,9 @@ class TrainOptions:
     picture_px: side of the rendered pictures, a multiple of 32.
     start_from: weights to begin with (safetensors of `facings-nano`), or None for random ones.
     textures: folder of product photos to use for a part of the faces, or None.
-    labelled: photos to learn from beside the rendered shelves, or None.
+    labelled: photos to learn from in addition to the rendered shelves, or None.
     workers: processes that render.
+    report_every: steps between two reports. save_every_s: seconds of training between two states to resume from.
     score_every_s: seconds of training between two measurements of the averaged weights.
     """
 
@@ -71,7 +72,7 @@ class TrainOptions:
     learning_rate: float = 2e-3
     workers: int = 2
     resume: bool = False
-    report_every: int = 50
+    report_every: int = 10
     save_every_s: float = 120.0
     score_every_s: float = 1200.0
 
@@ -87,11 +88,14 @@ def losses_of(
     wrong, as SAM is trained.
     """
     maps = module.features(to_input(batch["pixels"], module.device))
-    centre_logits, distances = module.proposal_head(maps.finest)
+    centre_logits, distances, quality = module.proposal_head.answers(maps.finest)
+    boxes = boxes_of_cells(distances)
     result = {
         "centre": centre_loss(centre_logits, batch["dense_centre"]),
-        "box": box_loss(boxes_of_cells(distances), batch["dense_boxes_xyxy"], batch["dense_weight"]),
+        "box": box_loss(boxes, batch["dense_boxes_xyxy"], batch["dense_weight"]),
     }
+    if quality is not None:
+        result["quality"] = quality_loss(quality, boxes.detach(), batch["dense_boxes_xyxy"], batch["dense_weight"])
     pictures, per_picture = batch["prompt_coords"].shape[:2]
     rows = torch.arange(pictures, device=module.device).repeat_interleave(per_picture)
     prompts = {name.removeprefix("prompt_"): batch[name].flatten(0, 1) for name in batch if name.startswith("prompt_")}
@@ -197,7 +201,7 @@ def initialise_decoder(module: FacingsModule) -> None:
             convolution.weight.mul_(0.1)
 
 
-WEIGHTS_OF_LOSSES = {"centre": 1.0, "box": 2.0, "mask": 1.0, "iou": 0.5, "second": 1.0}
+WEIGHTS_OF_LOSSES = {"centre": 1.0, "box": 2.0, "quality": 0.5, "mask": 1.0, "iou": 0.5, "second": 1.0}
 
 
 class _Run:
@@ -206,7 +210,10 @@ class _Run:
     def __init__(self, options: TrainOptions) -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         self.options = options
-        self.module = build_module(BUNDLED_CONFIG).to(options.device).to(memory_format=torch.channels_last)
+        self.config = BUNDLED_CONFIG
+        if options.start_from is not None:
+            self.config = network_of(options.start_from) or BUNDLED_CONFIG
+        self.module = build_module(self.config).to(options.device).to(memory_format=torch.channels_last)
         if options.start_from is None:
             initialise_decoder(self.module)
         else:
@@ -269,33 +276,124 @@ class _Run:
             name: (value.half() if value.is_floating_point() else value).contiguous().cpu()
             for name, value in cast(FacingsModule, self.average.module).state_dict().items()
         }
-        told = ("minutes", "seed", "batch_size", "prompts_per_picture", "picture_px", "learning_rate")
-        facts = {name: str(getattr(self.options, name)) for name in told}
-        facts |= {"network": BUNDLED_CONFIG, "steps": str(self.step)}
+        names = ("minutes", "seed", "batch_size", "prompts_per_picture", "picture_px", "learning_rate")
+        facts = {name: str(getattr(self.options, name)) for name in names}
+        facts |= {"network": self.config, "steps": str(self.step)}
         if score_threshold is not None:
             facts["score_threshold"] = f"{score_threshold:g}"
-        save_file(tensors, path, metadata=facts)
+        # Not save_file, which makes a file that only its owner can read.
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(save(tensors, metadata=facts))
+        partial.replace(path)
         return path
 
 
+class Every:
+    """Says when something is due that is done once in so many seconds."""
+
+    def __init__(self, seconds: float, *, now_s: float) -> None:
+        self._seconds = seconds
+        self._last_s = now_s
+
+    def is_due(self, now_s: float) -> bool:
+        """Whether the seconds have passed since it was due last, or since the start."""
+        if now_s - self._last_s <= self._seconds:
+            return False
+        self._last_s = now_s
+        return True
+
+
+class _Progress:
+    """The mean of each loss, and the speed, since the last report."""
+
+    def __init__(self, run: _Run) -> None:
+        self._run = run
+        self._begin()
+
+    def _begin(self) -> None:
+        self._losses: defaultdict[str, list[float]] = defaultdict(list)
+        self._step, self._elapsed_s = self._run.step, self._run.elapsed_s
+
+    def add(self, losses: Report) -> None:
+        for name, loss in losses.items():
+            self._losses[name].append(loss)
+
+    def report(self) -> Report:
+        """Everything since the last report, and begins anew."""
+        run = self._run
+        steps, seconds = run.step - self._step, run.elapsed_s - self._elapsed_s
+        line = {name: sum(values) / len(values) for name, values in self._losses.items()}
+        line["loss"] = sum(WEIGHTS_OF_LOSSES[name] * loss for name, loss in line.items())
+        line |= {
+            "step": run.step,
+            "pictures_per_s": steps * run.options.batch_size / seconds if seconds else 0.0,
+            "minutes_left": max(run.limit_s - run.elapsed_s, 0) / 60,
+            "learning_rate": run.optimizer.param_groups[0]["lr"],
+        }
+        self._begin()
+        return line
+
+
 def train(
-    options: TrainOptions, report: Callable[[Report], None], *, score: Callable[[Path], Report] | None = None
+    options: TrainOptions,
+    report: Callable[[Report], None],
+    *,
+    score: Callable[[Path], Report] | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Path:
     """Trains for `options.minutes` and returns the path of the exported checkpoint (fp16 safetensors).
 
-    report: called every `report_every` steps with losses, rate and minutes left, and with what `score` measured.
-    score: measures a checkpoint on photos that are not trained on, every `score_every_s` and at the end. A
-    "score_threshold" among its figures becomes the checkpoint's own. Its time does not count.
+    report: called every `report_every` steps with the mean losses, the rate and the minutes left, and with what `score`
+    measured. An exception of it ends the run, which can be resumed.
+    score: measures a checkpoint on photos that are not trained on: the weights that the run begins with, those of every
+    `score_every_s`, and those of the end. A "score_threshold" among its figures becomes the checkpoint's own. Its time
+    does not count.
+    clock: seconds, as time.monotonic gives them.
     """
     torch.manual_seed(options.seed)
     run = _Run(options)
+    rng = np.random.default_rng([options.seed, run.step])
+    free_cells = (run.module.sam.image_size - options.picture_px) // SAM_STRIDE
+    progress = _Progress(run)
+    save_due = Every(options.save_every_s, now_s=run.elapsed_s)
+    score_due = Every(options.score_every_s, now_s=run.elapsed_s)
+    if score is not None:
+        _measure(run, score, report)
+    run.module.train()
+    began_s = clock()
+    for raw in _batches(options, first=run.step * options.batch_size * 2):
+        batch = {name: value if name == "pixels" else value.to(options.device) for name, value in raw.items()}
+        offset = (int(rng.integers(free_cells + 1)), int(rng.integers(free_cells + 1)))
+        progress.add(run.learn(batch, canvas_offset=offset, second_round=rng.random() < SECOND_ROUND_SHARE))
+        now_s = clock()
+        run.elapsed_s += now_s - began_s
+        began_s = now_s
+        is_done = run.elapsed_s >= run.limit_s
+        if run.step % options.report_every == 0 or is_done:
+            line = progress.report()
+            run.log(line)
+            report(line)
+        if save_due.is_due(run.elapsed_s) or is_done:
+            run.save()
+        if is_done:
+            break
+        if score is not None and score_due.is_due(run.elapsed_s):
+            _measure(run, score, report)
+            began_s = clock()
+    if score is None:
+        return run.export()
+    return run.export(score_threshold=_measure(run, score, report).get("score_threshold"))
+
+
+def _batches(options: TrainOptions, *, first: int) -> Iterable[Batch]:
+    """Endless batches of samples, made by other processes where there are workers. first: number of the picture."""
     samples = Samples(
         seed=options.seed,
         picture_px=options.picture_px,
         prompts_per_picture=options.prompts_per_picture,
         textures=options.textures,
         labelled=options.labelled,
-        first=run.step * options.batch_size * 2,
+        first=first,
     )
     loader: Any = DataLoader(
         samples,
@@ -305,46 +403,7 @@ def train(
         prefetch_factor=4 if options.workers else None,
         worker_init_fn=_one_thread,
     )
-    rng = np.random.default_rng([options.seed, run.step])
-    room = (run.module.sam.image_size - options.picture_px) // SAM_STRIDE
-    sums: defaultdict[str, list[float]] = defaultdict(list)
-    reported_s, reported_step, saved_s, scored_s = run.elapsed_s, run.step, run.elapsed_s, run.elapsed_s
-    run.module.train()
-    clock = time.monotonic()
-    for raw in loader:
-        batch = {name: value if name == "pixels" else value.to(options.device) for name, value in raw.items()}
-        offset = (int(rng.integers(room + 1)), int(rng.integers(room + 1)))
-        for name, loss in run.learn(
-            batch, canvas_offset=offset, second_round=rng.random() < SECOND_ROUND_SHARE
-        ).items():
-            sums[name].append(loss)
-        run.elapsed_s += time.monotonic() - clock
-        clock = time.monotonic()
-        done = run.elapsed_s >= run.limit_s
-        if run.step % options.report_every == 0 or done:
-            line = {name: sum(values) / len(values) for name, values in sums.items()}
-            line |= {
-                "step": run.step,
-                "pictures_per_s": (run.step - reported_step) * options.batch_size / (run.elapsed_s - reported_s),
-                "minutes_left": max(run.limit_s - run.elapsed_s, 0) / 60,
-                "learning_rate": run.optimizer.param_groups[0]["lr"],
-            }
-            run.log(line)
-            report(line)
-            sums.clear()
-            reported_s, reported_step = run.elapsed_s, run.step
-        if done or run.elapsed_s - saved_s > options.save_every_s:
-            run.save()
-            saved_s = run.elapsed_s
-        if score is not None and not done and run.elapsed_s - scored_s > options.score_every_s:
-            scored_s = run.elapsed_s
-            _measure(run, score, report)
-            clock = time.monotonic()
-        if done:
-            break
-    if score is None:
-        return run.export()
-    return run.export(score_threshold=_measure(run, score, report).get("score_threshold"))
+    return cast("Iterable[Batch]", loader)
 
 
 def _measure(run: _Run, score: Callable[[Path], Report], report: Callable[[Report], None]) -> Report:

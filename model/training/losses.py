@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch.nn import functional
+from torchvision.ops import generalized_box_iou_loss
 
 
 def centre_loss(logits: torch.Tensor, target: torch.Tensor, is_known: torch.Tensor | None = None) -> torch.Tensor:
@@ -21,23 +22,14 @@ def centre_loss(logits: torch.Tensor, target: torch.Tensor, is_known: torch.Tens
     return torch.where(is_centre, found, empty).sum() / is_centre.sum().clamp(min=1)
 
 
-def box_iou_and_giou(boxes: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """IoU and generalised IoU (Rezatofighi et al. 2019) of paired xyxy boxes `[N, 4]`."""
-    area = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(1)
-    truth_area = (truth[:, 2:] - truth[:, :2]).prod(1)
-    overlap = (torch.minimum(boxes[:, 2:], truth[:, 2:]) - torch.maximum(boxes[:, :2], truth[:, :2])).clamp(min=0)
-    intersection = overlap.prod(1)
-    union = area + truth_area - intersection
-    hull = (torch.maximum(boxes[:, 2:], truth[:, 2:]) - torch.minimum(boxes[:, :2], truth[:, :2])).prod(1)
-    iou = intersection / union.clamp(min=1e-6)
-    return iou, iou - (hull - union) / hull.clamp(min=1e-6)
-
-
 def box_loss(boxes: torch.Tensor, truth: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Mean of 1 - GIoU, weighted; boxes and truth `[B, h, w, 4]`, weight `[B, h, w]` (1 in total for each facing)."""
+    """Mean of 1 - GIoU (Rezatofighi et al. 2019), weighted.
+
+    boxes, truth: `[B, h, w, 4]`, xyxy with x0 < x1 and y0 < y1. weight: `[B, h, w]`, 1 in total for each facing.
+    """
     cells = weight > 0
-    _, giou = box_iou_and_giou(boxes[cells], truth[cells])
-    return ((1 - giou) * weight[cells]).sum() / weight.sum().clamp(min=1)
+    loss: torch.Tensor = generalized_box_iou_loss(boxes[cells], truth[cells])
+    return (loss * weight[cells]).sum() / weight.sum().clamp(min=1)
 
 
 def quality_loss(logits: torch.Tensor, boxes: torch.Tensor, truth: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -66,7 +58,7 @@ def window_weights(boxes_xyxy: torch.Tensor, target: torch.Tensor, stride: int) 
 def mask_losses(
     logits: torch.Tensor, predicted_iou: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss of each mask against its object: cross-entropy in the object's surroundings and dice; and of its IoU guess.
+    """Loss of each mask against its object: cross-entropy in the object's surroundings, and Dice; and of its IoU guess.
 
     logits `[P, M, h, w]`, predicted_iou `[P, M]`, target `[P, h, w]` in [0, 1], weight as `window_weights` gives.
     Returns two `[P, M]`.
@@ -75,11 +67,11 @@ def mask_losses(
     entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
     entropy = (entropy * weight[:, None]).sum((2, 3))
     probability = logits.sigmoid()
-    dice = _dice_loss(probability.flatten(2), target.flatten(2))
+    overlap = _dice_loss(probability.flatten(2), target.flatten(2))
     with torch.no_grad():
         mask, truth = logits > 0, target > 0.5
         iou = (mask & truth).sum((2, 3)) / (mask | truth).sum((2, 3)).clamp(min=1)
-    return entropy + dice, (predicted_iou - iou) ** 2
+    return entropy + overlap, (predicted_iou - iou) ** 2
 
 
 def projection_losses(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

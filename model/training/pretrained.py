@@ -27,9 +27,10 @@ from torchvision.ops import nms
 
 from model.boxes import iou_matrix
 from model.checkpoints import PRETRAINED_CONFIG, read_weights
-from model.network import PIXEL_DEVIATION, PIXEL_MEAN, FacingsModule, build_module
+from model.network import PIXEL_DEVIATION, PIXEL_MEAN
 from model.pretrained_trunk import EfficientNetLite
 from model.proposer import boxes_of_cells, peaks
+from model.sam2_module import FacingsModule, build_module
 from model.training.loop import SAM_STRIDE, SECOND_ROUND_SHARE, initialise_decoder, prompt_losses
 from model.training.losses import box_loss, centre_loss, quality_loss
 from model.training.pictures import (

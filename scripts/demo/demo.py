@@ -1,18 +1,18 @@
 """Everything at once: a Label Studio, Facings behind it, a project with shelf photos, and their boxes.
 
-Knows how the parts fit together and where the demo keeps its files. What Label Studio is asked, and how servers are
-started and stopped, stands in label_studio.py and processes.py.
+Knows how the parts fit together and where the demo keeps its files. How a Label Studio is installed and asked, how
+servers are started and stopped, and where photos come from, stands in the other modules of this folder. This process
+runs as long as the demo: it imports neither torch nor OpenCV.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -22,15 +22,14 @@ import requests
 from backend.errors import CommandError
 from scripts.console import track
 from scripts.demo import label_studio_server as label_studio
-from scripts.demo.label_studio_server import Account, ApiError, Client
+from scripts.demo.label_studio_client import Account, ApiError, Client
+from scripts.demo.photos import demo_photos
 from scripts.demo.processes import LOOPBACK, Server, require_free_port, signals_as_interrupt
 
 ROOT = Path(__file__).parents[2]
 LABEL_STUDIO_ENVIRONMENT = ROOT / ".cache" / "label-studio"
 LABEL_CONFIG = ROOT / "label_config" / "shelf_boxes.xml"
 SAMPLES_TITLE = "Shelf photos"
-SAMPLE_SEEDS = (11, 12, 13, 17, 18, 22)
-SAMPLE_SIZE_WH = (1600, 1200)
 READY_TIMEOUT_S = 300.0
 PHOTOS_PER_UPLOAD = 8
 
@@ -41,7 +40,7 @@ def demo(
     """Starts everything and stays until Ctrl-C, which stops everything.
 
     photos: folder of photos to label; None: sample shelves, rendered once. data: folder that keeps accounts, projects
-    and photos between runs. Raises CommandError when a part cannot be had or stops.
+    and photos between runs. Raises CommandError when a part is unavailable or stops.
     """
     data = data.resolve()
     require_free_port(label_studio_port, name="Label Studio", variable="LS_PORT")
@@ -60,7 +59,7 @@ def demo(
         facings = servers.enter_context(
             start_facings({"LABEL_STUDIO_URL": client.url}, port=port, log=data / "facings.log")
         )
-        paths = _photos(photos, data / "photos")
+        paths = demo_photos(photos, data / "photos")
         url = f"http://{LOOPBACK}:{port}"
         try:
             with _step("Label Studio: starting" + (", a new data folder takes half a minute" if is_new else "")):
@@ -86,7 +85,7 @@ def demo(
 def start_facings(settings: Mapping[str, str], *, port: int, log: Path) -> Server:
     """Starts the backend on the loopback address, with these settings over those of the environment.
 
-    What the environment says of some other Label Studio does not count.
+    Settings of the environment that belong to another Label Studio do not count.
     """
     elsewhere = ("LABEL_STUDIO_URL", "LABEL_STUDIO_API_KEY", "BASIC_AUTH_USER", "BASIC_AUTH_PASS")
     environ = {name: value for name, value in os.environ.items() if name not in elsewhere}
@@ -103,35 +102,6 @@ def is_ready(url: str) -> bool:
     if not answer.ok:
         raise CommandError(f"Facings: {answer.json()['error']}")
     return bool(answer.json()["state"] == "ready")
-
-
-def render_samples(folder: Path, seeds: Sequence[int], size_wh: tuple[int, int]) -> list[Path]:
-    """Rendered shelf photos as JPEG, one for each seed; those that are there already stay."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"shelf-{seed}.jpg" for seed in seeds]
-    missing = [(path, seed) for path, seed in zip(paths, seeds, strict=True) if not path.exists()]
-    if missing:
-        from PIL import Image
-
-        from model.renderer.shelves import render_shelf
-
-        for path, seed in track(missing, total=len(missing), label="Sample photos"):
-            partial = path.with_suffix(".partial")
-            Image.fromarray(render_shelf(seed, size_wh).photo_rgb).save(partial, "JPEG", quality=92)
-            partial.replace(path)
-    return paths
-
-
-def _photos(folder: Path | None, samples: Path) -> dict[str, Path]:
-    """Photos by the name that they get in Label Studio, unique and the same in each run."""
-    if folder is None:
-        return {path.name: path for path in render_samples(samples, SAMPLE_SEEDS, SAMPLE_SIZE_WH)}
-    from backend.photos.files import find_photos
-
-    return {
-        re.sub(r"[^-\w.]", "_", path.relative_to(folder).as_posix().replace("/", "--")): path
-        for path in find_photos(folder)
-    }
 
 
 def _account(path: Path) -> Account:
@@ -175,7 +145,7 @@ def _preannotate(client: Client, project: int) -> int:
     bare = _tasks_without_prediction(client, project)
     if not bare:
         return 0
-    for task in track(bare, total=len(bare), label="Drawing boxes"):
+    for task in track(bare, total=len(bare), label="Pre-annotating"):
         client.retrieve_predictions(project, [task])
     return len(_tasks_without_prediction(client, project))
 
@@ -195,7 +165,7 @@ def _welcome(studio_url: str, project: int, account: Account, url: str, left: in
         "Ctrl-C stops both.",
     ]
     if left:
-        lines.insert(-1, f"{left} photos got no boxes; {log} says why.")
+        lines.insert(-1, f"{left} photos got no boxes; the reasons are in {log}.")
     return "\n".join(lines)
 
 

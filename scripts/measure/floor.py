@@ -17,11 +17,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from model import EngineOptions
 from model.checkpoints import find_checkpoint
 from model.device import Placement, choose_placement
-from model.network import Network, TilePrompt, load_module
+from model.features import TilePrompt
+from model.network import Network
 from model.renderer.shelves import render_shelf
+from model.sam2_module import load_module
 from model.tiling import Tile
 
-MATRIX = 4096  # rows and columns of the product that stands for the machine's best
+MATRIX = 4096  # rows and columns of the matrices whose product stands for the machine's best
 COPIED_BYTES = 1 << 28
 
 
@@ -41,8 +43,10 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class FloorResult:
-    """flops_per_s, bytes_per_s: the most that this machine did of a large product and of a copy, in the precision of
-    the checkpoint."""
+    """flops_per_s, bytes_per_s: the most that this machine did in a large matrix product and in a copy.
+
+    Both in the precision of the checkpoint.
+    """
 
     checkpoint: str
     precision: str

@@ -25,13 +25,8 @@ if TYPE_CHECKING:
     from model.network import Network
     from model.types import BoolArray, FloatArray, PixelArray
 
-FACINGS_PX = (
-    16.0,
-    32.0,
-    64.0,
-    128.0,
-    200.0,
-)  # width of a typical facing, one photo each, in pixels of the network's input
+#: Width of a typical facing, one photo each, in pixels of the network's input.
+FACINGS_PX = (16.0, 32.0, 64.0, 128.0, 200.0)
 BOXES = 50  # of a photo
 SIZE_BUCKETS_PX = (0, 24, 48, 96, 192, 1024)  # of a box's shorter side, in pixels of the network's input
 
@@ -53,13 +48,14 @@ class Likeness:
 
 @dataclass(frozen=True, kw_only=True)
 class ParityResult:
-    """Boxes for box prompts beside those of SAM2ImagePredictor in float32, read off its masks, which are as large as
-    the photo.
+    """Boxes for box prompts, compared with those of SAM2ImagePredictor in float32.
+
+    Those are read off its masks, which are as large as the photo.
 
     full_resolution: this engine's, in float32 with tiles resized in float, read off masks as large as upstream's.
     fast: as the engine does it, read between the pixels of low-resolution masks, on a CPU with tiles resized in whole
     grey levels. fast_rounded: the same in whole pixels of the photo, as upstream's are.
-    precisions: name → the fast reading beside the same in float32. All by size, all sizes together last.
+    precisions: name → the fast reading compared with the same in float32. All by size, all sizes together last.
     """
 
     checkpoint: str
@@ -81,7 +77,8 @@ def measure_parity(options: EngineOptions, *, megapixels: Sequence[float]) -> It
     from sam2.sam2_image_predictor import SAM2ImagePredictor
 
     from model.checkpoints import read_weights
-    from model.network import Network, build_module, load_weights
+    from model.network import Network
+    from model.sam2_module import build_module, load_weights
 
     placement = choose_placement(options.device)
     checkpoint = find_checkpoint(
@@ -155,9 +152,9 @@ def _engines_boxes(
 ) -> FloatArray:
     """Boxes for box prompts on a photo that is one tile, read between a mask's low-resolution pixels; at full
     resolution, off the mask enlarged, on a tile resized in float."""
-    from model.detect import batches
+    from model.features import TilePrompt
     from model.masks import read_object
-    from model.network import TilePrompt
+    from model.memory import batches
 
     (features,) = network.encode(pixels, [tile], in_float=at_full_resolution)
     size_wh = tile.side, tile.side
@@ -189,7 +186,8 @@ def _upstreams_boxes(
     import torch
 
     from model.boxes import cells_inside
-    from model.network import MASK_STRIDE, PRIOR_LOGIT
+    from model.features import MASK_STRIDE
+    from model.sam2_module import PRIOR_LOGIT
 
     found = []
     with torch.inference_mode():
@@ -203,8 +201,8 @@ def _upstreams_boxes(
             masks, _, _ = predictor.predict(box=box, mask_input=prior, multimask_output=False)
             count, labels = cv2.connectedComponents(masks[0].astype(np.uint8), connectivity=4)
             x0, y0, x1, y1 = box.round().astype(int)
-            inside = np.bincount(labels[y0:y1, x0:x1].ravel(), minlength=max(2, count))[1:]
-            found.append(_box_of((labels == 1 + inside.argmax()) & bool(inside.any())))
+            sizes = np.bincount(labels[y0:y1, x0:x1].ravel(), minlength=max(2, count))[1:]
+            found.append(_box_of((labels == 1 + sizes.argmax()) & bool(sizes.any())))
     return np.stack(found)
 
 
@@ -226,7 +224,7 @@ def print_parity(result: ParityResult) -> None:
         "float32, full resolution": result.full_resolution,
         "float32, fast reading": result.fast,
         "float32, fast reading, rounded": result.fast_rounded,
-        **{f"{name} beside float32, both fast": answers for name, answers in result.precisions.items()},
+        **{f"{name} and float32, both fast": answers for name, answers in result.precisions.items()},
     }
     for way, answers in ways.items():
         for one in answers:

@@ -1,4 +1,4 @@
-"""`facings preannotate --project` on a Label Studio of its own, beside the bare engine on the same photos.
+"""Pre-annotating a project on a Label Studio of its own, compared with the bare engine on the same photos.
 
 Knows how a Label Studio is started and filled. Measuring returns values; printing is apart.
 """
@@ -14,26 +14,29 @@ from pathlib import Path
 
 import psutil
 
-from backend.bulk.jobs import Wanted, preannotate_project
-from backend.label_studio.project import Project, Selection
+from backend.bulk.choice import Wanted
+from backend.bulk.jobs import preannotate_project
+from backend.bulk.service import BulkService
+from backend.label_studio.project import Project
 from backend.photos.files import read_photo
 from backend.settings import Settings
 from model import Engine, EngineOptions, Sam2Engine
 from scripts.console import track
 from scripts.demo import label_studio_server as label_studio
 from scripts.demo.demo import LABEL_CONFIG, LABEL_STUDIO_ENVIRONMENT
-from scripts.demo.label_studio_server import Account, Client
+from scripts.demo.label_studio_client import Account, Client
 from scripts.demo.processes import LOOPBACK, free_port
-from scripts.measure.benchmark import shelf_photos
+from scripts.measure.timing import shelf_photos
 
 PHOTOS = 200
 MEGAPIXELS = 2
+MAX_PIXELS = Settings.max_photo_pixels
 PHOTOS_PER_UPLOAD = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectResult:
-    """Photos a second, of the engine alone, with photos decoded beforehand, and of the whole command.
+    """Photos per second, of the engine alone, with photos decoded beforehand, and of the whole command.
 
     bare_per_s: before and after the project. engine_busy: share of the command's time in which the engine had a photo.
     label_studio_cpu: processors that Label Studio, on the same machine, kept busy meanwhile, on average.
@@ -78,12 +81,13 @@ def measure_project(options: EngineOptions, *, photos: int = PHOTOS) -> ProjectR
                 number = client.create_project("benchmark", LABEL_CONFIG.read_text())
                 for start in range(0, photos, PHOTOS_PER_UPLOAD):
                     client.upload(number, {path.name: path for path in paths[start : start + PHOTOS_PER_UPLOAD]})
-                engine.preannotate(read_photo(paths[0]))
+                engine.preannotate(read_photo(paths[0], max_pixels=MAX_PIXELS))
                 before = _bare_rate(engine, paths[::2])
                 cpu_s = _cpu_s(server.pid)
                 settings = Settings(label_studio_url=client.url, label_studio_api_key=account.token)
-                with Project(client.url, account.token, number, patience_s=60) as project:
-                    report = preannotate_project(engine, project, Wanted(selection=Selection()), settings)
+                service = BulkService.open(settings, engine=engine)
+                with Project(client.url, account.token, number, retry_budget_s=60) as project:
+                    report = preannotate_project(service, project, Wanted())
                 cpu_s = _cpu_s(server.pid) - cpu_s
                 after = _bare_rate(engine, paths[1::2])
         finally:
@@ -120,7 +124,7 @@ def _cpu_s(pid: int) -> float:
 def _bare_rate(engine: Engine, paths: list[Path]) -> float:
     seconds = 0.0
     for path in track(paths, total=len(paths), label="bare engine"):
-        photo = read_photo(path)
+        photo = read_photo(path, max_pixels=MAX_PIXELS)
         began = time.monotonic()
         engine.preannotate(photo)
         seconds += time.monotonic() - began

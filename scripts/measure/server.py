@@ -1,4 +1,4 @@
-"""The backend as a child process, asked as Label Studio asks it: clicks beside bulk work, memory over many requests.
+"""The backend as a child process, asked as Label Studio asks it: clicks during bulk work, memory over many requests.
 
 Knows Label Studio's requests and the backend's address, nothing of what happens behind it. Photos come from a server
 inside this process.
@@ -27,7 +27,8 @@ from backend.errors import CommandError
 from scripts.console import track
 from scripts.demo.demo import READY_TIMEOUT_S, is_ready, start_facings
 from scripts.demo.processes import LOOPBACK, Server, free_port
-from scripts.measure.benchmark import LanesResult, measure_lanes, shelf_photos
+from scripts.measure.engine import LanesResult, measure_lanes
+from scripts.measure.timing import shelf_photos
 
 if TYPE_CHECKING:
     from model import EngineOptions
@@ -262,5 +263,5 @@ def print_memory(result: MemoryResult) -> None:
         print(f"{done:>6} requests  {mib:>7.0f} MiB")
     print(f"memory at the end is {result.growth:.3f} times that after {SETTLED_AFTER} requests")
     if result.unexpected:
-        told = ", ".join(f"{answer} ({count} times)" for answer, count in result.unexpected.items())
-        print(f"unexpected answers: {told}")
+        answers = ", ".join(f"{answer} ({count} times)" for answer, count in result.unexpected.items())
+        print(f"unexpected answers: {answers}")

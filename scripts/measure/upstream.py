@@ -1,4 +1,4 @@
-"""How fast this engine is beside upstream sam2, on the same weights and photos in one run.
+"""How fast this engine is compared with upstream sam2, on the same weights and photos in one run.
 
 Knows sam2's predictor and mask generator, and the parts of the engine that stand in for them.
 """
@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +20,15 @@ from model.checkpoints import OFFICIAL, find_checkpoint
 from model.device import choose_placement
 from model.renderer.shelves import render_shelf
 from model.tiling import Tile
-from scripts.measure.benchmark import Timing, clicks_on, random_weights, seconds_of, shelf_photos, shown, timing
+from scripts.measure.timing import (
+    Timing,
+    clicks_on,
+    format_timing,
+    random_weights,
+    seconds_of,
+    shelf_photos,
+    timing,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -33,12 +39,13 @@ if TYPE_CHECKING:
     from model.types import FloatArray
 
 UPSTREAM_CONFIG = OFFICIAL["sam2.1_hiera_tiny"].config
+RESET_PEAK = Path("/proc/self/clear_refs")
 GENERATOR_MASKS = 150  # let through by the thresholds, as many as a shelf photo has facings
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpstreamResult:
-    """SAM2ImagePredictor beside this engine: the same weights, photo and click, called in turns.
+    """SAM2ImagePredictor and this engine: the same weights, photo and click, called in turns.
 
     The predictor runs as it comes (float32) and under bf16 autocast. new: encode and decode; known: decode only.
     """
@@ -55,13 +62,13 @@ class UpstreamResult:
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorResult:
-    """SAM2AutomaticMaskGenerator beside this engine on square photos of one size and the same weights.
+    """SAM2AutomaticMaskGenerator and this engine on square photos of one size and the same weights.
 
     grid: what upstream asks, of the same single tile, with thresholds that let `masks` masks of each through.
-    lent: what a user gets: the bundled checkpoint's proposals, redrawn, on all tiles; `boxes` of them.
+    detector: what a user gets: SAM 2 prompted with the boxes of the bundled checkpoint, on all tiles; `boxes` of them.
     peak_mb: of a GPU what each way would take alone, by torch's count: what it holds once it is loaded, and the most
-    that a call takes beyond what all of them hold before it. On a CPU the latter alone, about: the process is looked at
-    a hundred times a second.
+    that a call takes beyond what all of them hold before it. On a CPU the latter alone, by the kernel's count; empty
+    where that is not Linux.
     """
 
     config: str
@@ -71,12 +78,12 @@ class GeneratorResult:
     upstream: Timing
     upstream_bf16: Timing
     grid: Timing
-    lent: Timing
+    detector: Timing
     peak_mb: dict[str, float]
 
 
 def compared_config(options: EngineOptions) -> str:
-    """Of the network to measure beside upstream: the checkpoint's when it is one of Meta's, else SAM 2.1 tiny's."""
+    """Of the network to compare with upstream: the checkpoint's when it is one of Meta's, else SAM 2.1 tiny's."""
     if options.checkpoint in OFFICIAL:
         return OFFICIAL[options.checkpoint].config
     known = {official.config for official in OFFICIAL.values()}
@@ -154,8 +161,8 @@ def measure_generator(
             sam = build_sam2(config, str(weights), device=str(placement.device))
             held_mb.append(_held_mb(placement.device))
         of_grid, of_engine, of_upstream = (after - before for before, after in itertools.pairwise(held_mb))
-        own_mb = {"upstream": of_upstream, "upstream_bf16": of_upstream, "grid": of_grid, "lent": of_engine}
-        contest = _Contest(
+        own_mb = {"upstream": of_upstream, "upstream_bf16": of_upstream, "grid": of_grid, "detector": of_engine}
+        comparison = _Comparison(
             device=placement.device,
             network=network,
             engine=engine,
@@ -164,12 +171,12 @@ def measure_generator(
             points_per_side=points_per_side,
         )
         for size in megapixels:
-            yield contest.at(size, repeat=repeat, config=config)
+            yield comparison.at(size, repeat=repeat, config=config)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Contest:
-    """All that take part, loaded. own_mb: memory of a GPU that each holds since."""
+class _Comparison:
+    """Everything that is compared, loaded. own_mb: memory of a GPU that each holds since."""
 
     device: torch.device
     network: Network
@@ -186,9 +193,7 @@ class _Contest:
         side = round((megapixels * 1e6) ** 0.5)
         shelf = render_shelf(4, (side, side)).photo_rgb
         photos = (Photo(pixels=np.roll(shelf, shift, axis=1)) for shift in itertools.count())
-        every_mask = PointGrid(
-            points_per_side=self.points_per_side, min_score=-1.0, min_stability=0.0, sure_score=math.inf
-        )
+        every_mask = PointGrid(points_per_side=self.points_per_side, min_score=-1.0, min_stability=0.0)
         _, scores = self.ask(next(photos), every_mask)
         masks = min(GENERATOR_MASKS, len(scores) // 2)
         grid = replace(every_mask, min_score=float(np.sort(scores)[-masks - 1]))
@@ -202,7 +207,7 @@ class _Contest:
             "upstream": lambda photo: self.generate(generator, photo, bf16=False),
             "upstream_bf16": lambda photo: self.generate(generator, photo, bf16=True),
             "grid": lambda photo: self.ask(photo, grid),
-            "lent": self.engine.preannotate,
+            "detector": self.engine.preannotate,
         }
         seconds: dict[str, list[float]] = {name: [] for name in calls}
         beyond_mb: dict[str, list[float]] = {name: [] for name in calls}
@@ -220,18 +225,17 @@ class _Contest:
             megapixels=megapixels,
             masks=masks,
             boxes=boxes,
-            peak_mb={name: self.own_mb[name] + max(beyond_mb[name]) for name in calls},
+            peak_mb={name: self.own_mb[name] + max(peaks) for name, peaks in beyond_mb.items() if peaks},
             **{name: timing(values) for name, values in seconds.items()},
         )
 
     def ask(self, photo: Photo, grid: PointGrid) -> tuple[FloatArray, FloatArray]:
         """The grid by this engine, of the whole photo as one tile."""
         from model.detect import ask_grid, result_of
-        from model.stages import untimed
 
         tile = Tile(left=0, top=0, side=photo.size_wh[0], size=self.network.size, level=0)
         (features,) = self.network.encode(photo.pixels, [tile])
-        return result_of(ask_grid(self.network, features, grid, timed=untimed))
+        return result_of(ask_grid(self.network, features, grid))
 
     def generate(self, generator: SAM2AutomaticMaskGenerator, photo: Photo, *, bf16: bool) -> None:
         """The grid by upstream."""
@@ -265,34 +269,31 @@ def _held_mb(device: torch.device) -> float:
 
 @contextlib.contextmanager
 def _peak_beyond_mb(device: torch.device) -> Iterator[list[float]]:
-    """Appends, at its end, the most memory that was in use meanwhile, beyond what was in use before."""
+    """Appends, at its end, the most memory that was in use meanwhile, beyond what was in use before.
+
+    On a CPU the kernel counts, where it is Linux; elsewhere nothing is appended.
+    """
     import torch
 
-    before, peaks = _held_mb(device), list[float]()
+    peaks = list[float]()
     if device.type == "cuda":
+        before = _held_mb(device)
         torch.cuda.reset_peak_memory_stats(device)
         yield peaks
         peaks.append(torch.cuda.max_memory_allocated(device) / 2**20 - before)
         return
-    over = threading.Event()
-
-    def watch() -> float:
-        most = before
-        while not over.wait(0.01):
-            most = max(most, _held_mb(device))
-        return most
-
-    with ThreadPoolExecutor(1, thread_name_prefix="memory") as pool:
-        most = pool.submit(watch)
-        try:
-            yield peaks
-        finally:
-            over.set()
-        peaks.append(most.result() - before)
+    if not RESET_PEAK.exists():
+        yield peaks
+        return
+    RESET_PEAK.write_text("5")  # the peak of resident memory, see proc(5)
+    before = _held_mb(device)
+    yield peaks
+    status = Path("/proc/self/status").read_text()
+    peaks.append(int(status.split("VmHWM:")[1].split()[0]) / 1024 - before)
 
 
 def print_upstream(result: UpstreamResult) -> None:
-    """Upstream in both precisions beside the engine."""
+    """Upstream in both precisions, and the engine."""
     rows = (
         ("SAM2ImagePredictor, float32", result.upstream_new, result.upstream_known),
         ("SAM2ImagePredictor, bf16", result.upstream_bf16_new, result.upstream_bf16_known),
@@ -300,19 +301,19 @@ def print_upstream(result: UpstreamResult) -> None:
     )
     print(f"{result.config}, random weights, one click on a photo of {result.megapixels:g} MP: median / p95")
     for name, new, known in rows:
-        print(f"  {name:<28} new photo {shown(new):>18}   known photo {shown(known):>18}")
+        print(f"  {name:<28} new photo {format_timing(new):>18}   known photo {format_timing(known):>18}")
 
 
 def print_generator(result: GeneratorResult) -> None:
-    """Upstream's generator in both precisions beside the engine's two ways."""
+    """Upstream's generator in both precisions, and the engine's two ways."""
     rows = (
         ("SAM2AutomaticMaskGenerator, float32", "upstream", result.upstream),
         ("SAM2AutomaticMaskGenerator, bf16", "upstream_bf16", result.upstream_bf16),
         ("this engine, the same grid", "grid", result.grid),
-        (f"this engine, {result.boxes} lent proposals, all tiles", "lent", result.lent),
+        (f"this engine, {result.boxes} detector boxes, all tiles", "detector", result.detector),
     )
     print(f"{result.config}, random weights, a photo of {result.megapixels:g} MP, {result.masks} masks: median / p95")
     for title, name, measured in rows:
         faster = result.upstream.median_s / measured.median_s
-        peak = f"at most {result.peak_mb[name]:.0f} MB"
-        print(f"  {title:<48} {shown(measured):>18}   {faster:.1f} times as fast   {peak}")
+        peak = f"at most {result.peak_mb[name]:.0f} MB" if name in result.peak_mb else ""
+        print(f"  {title:<48} {format_timing(measured):>18}   {faster:.1f} times as fast   {peak}")
