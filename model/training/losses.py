@@ -36,9 +36,16 @@ def quality_loss(logits: torch.Tensor, boxes: torch.Tensor, truth: torch.Tensor,
     """Cross-entropy of a guess `[B, h, w]` (logits) with the IoU that the box of its cell has; others as `box_loss`."""
     cells = weight > 0
     with torch.no_grad():
-        iou, _ = box_iou_and_giou(boxes[cells], truth[cells])
+        iou = _paired_iou(boxes[cells], truth[cells])
     entropy = functional.binary_cross_entropy_with_logits(logits[cells], iou.clamp(0, 1), reduction="none")
     return (entropy * weight[cells]).sum() / weight.sum().clamp(min=1)
+
+
+def _paired_iou(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Of xyxy boxes `[N, 4]` with their partners."""
+    shared = (torch.minimum(boxes[:, 2:], others[:, 2:]) - torch.maximum(boxes[:, :2], others[:, :2])).clamp(min=0)
+    areas = sum((part[:, 2:] - part[:, :2]).clamp(min=0).prod(1) for part in (boxes, others))
+    return shared.prod(1) / (areas - shared.prod(1)).clamp(min=1e-6)
 
 
 def window_weights(boxes_xyxy: torch.Tensor, target: torch.Tensor, stride: int) -> torch.Tensor:
