@@ -88,7 +88,7 @@ def find_checkpoint(requested: str, *, config: str | None, has_gpu: bool) -> Che
             )
             requested = BUNDLED
     if requested == BUNDLED:
-        return _at(BUNDLED_WEIGHTS, name=BUNDLED, config=BUNDLED_CONFIG)
+        return _at(BUNDLED_WEIGHTS, name=BUNDLED, config=network_of(BUNDLED_WEIGHTS) or BUNDLED_CONFIG)
     if requested in OFFICIAL:
         return _download(requested)
     return _from_path(requested, config)
