@@ -117,9 +117,8 @@ def chromium() -> str:
 def headless(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """The bundled weights without their proposal head: what an official checkpoint is like."""
     folder = tmp_path_factory.mktemp("headless")
-    tree = OmegaConf.load(
-        Path(model.__file__).with_name(OWN_CONFIGS[find_checkpoint("facings-nano", config=None, has_gpu=False).config])
-    )
+    config = find_checkpoint("facings-nano", config=None, has_gpu=False).config
+    tree = OmegaConf.load(Path(model.__file__).with_name(OWN_CONFIGS[config]))
     del tree["proposal_head"]
     OmegaConf.save(tree, folder / "headless.yaml")
     tensors = read_weights(BUNDLED_WEIGHTS)
