@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 
 BUNDLED = "facings-nano"
 BUNDLED_CONFIG = "facings-nano"
+PRETRAINED_CONFIG = "facings-nano-v4"
+#: Networks of this project by name: their files in this package.
+OWN_CONFIGS = {BUNDLED_CONFIG: "facings_nano.yaml", PRETRAINED_CONFIG: "facings_nano_v4.yaml"}
 BUNDLED_WEIGHTS = Path(__file__).parent / "weights" / "facings-nano.safetensors"
 
 
@@ -54,7 +57,7 @@ DEFAULT_WITH_GPU = "sam2.1_hiera_large"
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """config: `facings-nano`, a config of the sam2 package, or a YAML file's path.
+    """config: one of OWN_CONFIGS, a config of the sam2 package, or a YAML file's path.
     weights: the file. digest: sha256 of the file, hex."""
 
     name: str
@@ -85,7 +88,7 @@ def find_checkpoint(requested: str, *, config: str | None, has_gpu: bool) -> Che
             )
             requested = BUNDLED
     if requested == BUNDLED:
-        return _at(BUNDLED_WEIGHTS, name=BUNDLED, config=BUNDLED_CONFIG)
+        return _at(BUNDLED_WEIGHTS, name=BUNDLED, config=network_of(BUNDLED_WEIGHTS) or BUNDLED_CONFIG)
     if requested in OFFICIAL:
         return _download(requested)
     return _from_path(requested, config)
@@ -145,6 +148,11 @@ def _metadata(path: Path) -> dict[str, str]:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"checkpoint {path.name!r}: not a readable safetensors file: {error}") from error
+
+
+def network_of(path: Path) -> str | None:
+    """The network config that a file of weights names. Raises CheckpointError when it cannot be read."""
+    return _metadata(path).get("network")
 
 
 def calibrated_threshold(checkpoint: Checkpoint) -> float | None:

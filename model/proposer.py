@@ -27,10 +27,14 @@ class ProposalHead(nn.Module):
     edges are.
 
     A centre heatmap with four distances (CenterNet, Zhou et al. 2019; distances as in FCOS, Tian et al. 2019).
+
+    quality_power: None, or how much a third answer counts, which guesses the IoU of the box: the score is then
+    `centre ** (1 - quality_power) * quality ** quality_power`, so that boxes that fit well come first.
     """
 
-    def __init__(self, in_channels: int, channels: int) -> None:
+    def __init__(self, in_channels: int, channels: int, quality_power: float | None = None) -> None:
         super().__init__()
+        self.quality_power = quality_power
         self.tower = nn.Sequential(
             convolution(in_channels, channels),
             nn.ReLU(inplace=True),
@@ -39,6 +43,7 @@ class ProposalHead(nn.Module):
         )
         self.centre = nn.Conv2d(channels, 1, kernel_size=1)
         self.edges = nn.Conv2d(channels, 4, kernel_size=1)
+        self.quality = None if quality_power is None else nn.Conv2d(channels, 1, kernel_size=1)
         nn.init.constant_(self.centre.bias, -4.6)  # type: ignore[arg-type]  # sigmoid 0.01: few cells are centres
         nn.init.constant_(self.edges.bias, math.log(6.0))  # type: ignore[arg-type]
 
@@ -47,12 +52,22 @@ class ProposalHead(nn.Module):
 
         Distances are in tile pixels and positive.
         """
+        centre, distances, quality = self.answers(features)
+        if quality is None or self.quality_power is None:
+            return centre, distances
+        log_score = (1 - self.quality_power) * functional.logsigmoid(centre)
+        log_score = log_score + self.quality_power * functional.logsigmoid(quality)
+        return log_score - torch.log1p(-log_score.exp().clamp(max=1 - 1e-6)), distances
+
+    def answers(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Centre logits `[B, h, w]`, distances `[B, 4, h, w]` and, with a `quality_power`, logits of each box's IoU
+        `[B, h, w]`."""
         tower = self.tower(features)
         # In bf16 the logarithm of a distance would be off by up to 1 %: the last, cheap step is done in fp32.
         with torch.autocast(tower.device.type, enabled=False):
             tower = tower.float()
             distances = torch.exp(self.edges(tower).clamp(-3.0, 6.0)) * STRIDE
-            return self.centre(tower)[:, 0], distances
+            return self.centre(tower)[:, 0], distances, None if self.quality is None else self.quality(tower)[:, 0]
 
 
 def cell_centres_xy(height: int, width: int, *, device: torch.device) -> torch.Tensor:

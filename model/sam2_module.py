@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model.boxes import cells_inside
-from model.checkpoints import BUNDLED_CONFIG, Checkpoint, read_weights
+from model.checkpoints import OWN_CONFIGS, Checkpoint, read_weights
 from model.encoder import Encoded
 from model.features import MASK_STRIDE
 from model.types import CheckpointError
@@ -148,14 +148,14 @@ class FacingsModule(nn.Module):
 
 
 def build_module(config: str) -> FacingsModule:
-    """An untrained network: `facings-nano`, a config of the sam2 package by its name there, or a YAML file's path.
+    """An untrained network: one of OWN_CONFIGS, a config of the sam2 package by its name there, or a YAML file's path.
 
     sam2's own post-processing switches (dynamic fall-back to the three masks) are on, as build_sam2 sets them.
     Raises CheckpointError when there is no such config.
     """
     tree = _read_config(config)
     try:
-        if config != BUNDLED_CONFIG:
+        if config not in OWN_CONFIGS:
             extra = {"dynamic_multimask_via_stability": True, "dynamic_multimask_stability_delta": 0.05}
             OmegaConf.update(tree, "model.sam_mask_decoder_extra_args", extra, force_add=True)
         head = tree.get("proposal_head")
@@ -170,16 +170,17 @@ def has_proposal_head(config: str) -> bool:
 
 
 def _read_config(config: str) -> DictConfig:
-    if config == BUNDLED_CONFIG:
-        path = Path(__file__).with_name("facings_nano.yaml")
+    if config in OWN_CONFIGS:
+        path = Path(__file__).with_name(OWN_CONFIGS[config])
     else:
         packaged = Path(sam2.__file__).parent / config
         path = packaged if packaged.is_file() else Path(config)
     try:
         tree = OmegaConf.load(path)
     except FileNotFoundError:
+        known = ", ".join(map(repr, OWN_CONFIGS))
         raise CheckpointError(
-            f"network config {config!r}: expected {BUNDLED_CONFIG!r}, a config of sam2 or a YAML file; no such file"
+            f"network config {config!r}: expected one of {known}, a config of sam2 or a YAML file; no such file"
         ) from None
     except OmegaConfBaseException as error:
         raise CheckpointError(f"network config {config!r}: {str(error).splitlines()[0]}") from error

@@ -99,6 +99,20 @@ def train(
     textures: Annotated[
         Path | None, typer.Option(help="Folder of product photos to put on some of the faces.", show_default=False)
     ] = None,
+    trunk_weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="Train the network with a pretrained trunk instead: published weights of EfficientNet-Lite1 (.pth).",
+            show_default=False,
+        ),
+    ] = None,
+    unlabelled: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of shelf photos without known boxes to learn from as well; with --trunk-weights.",
+            show_default=False,
+        ),
+    ] = None,
     preview: Annotated[
         Path | None,
         typer.Option(help="Only draw rendered shelves with their boxes into this picture.", show_default=False),
@@ -127,11 +141,37 @@ def train(
       facings train --out runs/gpu --minutes 60 --device cuda --workers 16
       facings train --out runs/own --minutes 30 --photos shelves --truth export.json
       facings train --out runs/own --photos a --truth a.json --dev-photos b --dev-truth b.json
+      facings train --out runs/v4 --minutes 30 --device cuda --workers 15 --trunk-weights efficientnet-lite1.pth
       facings train --preview shelves.png
     """
     if preview is not None:
         _draw_preview(preview, textures, seed)
         return
+    if trunk_weights is not None:
+        from model.checkpoints import BUNDLED_WEIGHTS
+        from model.training.pretrained import PretrainedOptions
+        from scripts import train as command
+
+        for name, value in (("--truth", truth), ("--dev-truth", dev_truth), ("--resume", resume)):
+            if value:
+                raise OptionError(f"{name}: expected nothing with --trunk-weights, got {value!r}")
+        command.train_pretrained(
+            PretrainedOptions(
+                out=out,
+                encoder_weights=trunk_weights,
+                minutes=minutes,
+                start_from=start_from or BUNDLED_WEIGHTS,
+                textures=textures,
+                photos=command.unlabelled_photos(unlabelled) if unlabelled else (),
+                device=device,
+                seed=seed,
+                processes=max(workers, 1),
+                learning_rate=learning_rate or 1.2e-3,
+            )
+        )
+        return
+    if unlabelled is not None:
+        raise OptionError("--unlabelled: expected --trunk-weights with it, got none")
     for (name, folder), (truth_name, file) in (
         (("--photos", photos), ("--truth", truth)),
         (("--dev-photos", dev_photos), ("--dev-truth", dev_truth)),

@@ -10,20 +10,23 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from backend.errors import CommandError
-from backend.photos.files import read_pixels
+from backend.photos.files import find_photos, read_ahead, read_pixels
 from backend.settings import Settings
 from model.quality import fewest
+from model.types import PixelArray
 from scripts.console import format_duration
 from scripts.labels import KnownPhotos, print_left_out, read_photos
 
 if TYPE_CHECKING:
     from model.training.loop import TrainOptions
+    from model.training.pretrained import PretrainedOptions
     from model.training.samples import LabelledPhotos
 
 SECONDS_BETWEEN_LINES = 10.0
+UNLABELLED_PX = 1600  # of photos without known boxes: training keeps them all in memory
 
 
 def labelled_photos(known: KnownPhotos) -> LabelledPhotos:
@@ -40,6 +43,25 @@ def labelled_photos(known: KnownPhotos) -> LabelledPhotos:
         raise CommandError(f"expected photos with boxes to learn from, but none of {len(known.photos)} can be used")
     max_pixels = Settings.from_env(os.environ).max_photo_pixels
     return LabelledPhotos(photos=tuple(usable), read=partial(read_pixels, max_pixels=max_pixels))
+
+
+def unlabelled_photos(folder: Path) -> list[PixelArray]:
+    """Pixels of all photos of a folder, at most UNLABELLED_PX on the longer side. Raises CommandError without any."""
+    import cv2
+
+    photos: list[PixelArray] = []
+    max_pixels = Settings.from_env(os.environ).max_photo_pixels
+    paths = [photo.path for photo in find_photos([folder]).photos]
+    for path, pixels in read_ahead(paths, partial(read_pixels, max_pixels=max_pixels)):
+        if isinstance(pixels, Exception):
+            print_left_out(f"{path.name!r}: {pixels}")
+            continue
+        scale = min(1.0, UNLABELLED_PX / max(pixels.shape))
+        smaller = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        photos.append(cast("PixelArray", smaller))
+    if not photos:
+        raise CommandError(f"{str(folder)!r}: expected photos to learn from, found none that can be used")
+    return photos
 
 
 def scorer(known: KnownPhotos, device: str) -> Callable[[Path], dict[str, float]]:
@@ -119,3 +141,14 @@ def train(options: TrainOptions, score: Callable[[Path], dict[str, float]] | Non
     path = train_network(options, printer.report, score=score)
     printer.print_outcome()
     return path
+
+
+def train_pretrained(options: PretrainedOptions) -> None:
+    """Trains the network with a pretrained trunk, printing each report and at the end the checkpoints' paths."""
+    from model.training.pretrained import train_pretrained as train_network
+
+    def report(figures: Mapping[str, float]) -> None:
+        print(", ".join(f"{name} {value:.4g}" for name, value in figures.items()), flush=True)
+
+    for path in train_network(options, report):
+        print(f"checkpoint in {path}")

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 import model
-from model.checkpoints import BUNDLED_WEIGHTS, Checkpoint, find_checkpoint, read_weights
+from model.checkpoints import BUNDLED_WEIGHTS, OWN_CONFIGS, Checkpoint, find_checkpoint, read_weights
 from scripts.demo import label_studio_server as label_studio
 from scripts.demo.demo import LABEL_STUDIO_ENVIRONMENT, ROOT, is_ready, start_facings
 from scripts.demo.label_studio_client import Account, Client
@@ -117,7 +117,8 @@ def chromium() -> str:
 def headless(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """The bundled weights without their proposal head: what an official checkpoint is like."""
     folder = tmp_path_factory.mktemp("headless")
-    tree = OmegaConf.load(Path(model.__file__).with_name("facings_nano.yaml"))
+    config = find_checkpoint("facings-nano", config=None, has_gpu=False).config
+    tree = OmegaConf.load(Path(model.__file__).with_name(OWN_CONFIGS[config]))
     del tree["proposal_head"]
     OmegaConf.save(tree, folder / "headless.yaml")
     tensors = read_weights(BUNDLED_WEIGHTS)

@@ -22,11 +22,18 @@ from safetensors.torch import save
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from model.checkpoints import BUNDLED_CONFIG, read_weights
+from model.checkpoints import BUNDLED_CONFIG, network_of, read_weights
 from model.network import PIXEL_DEVIATION, PIXEL_MEAN
 from model.proposer import boxes_of_cells
-from model.sam2_module import PRIOR_LOGIT, FacingsModule, build_module, load_weights
-from model.training.losses import box_loss, centre_loss, mask_losses, projection_losses, window_weights
+from model.sam2_module import PRIOR_LOGIT, FacingsModule, FeatureMaps, build_module, load_weights
+from model.training.losses import (
+    box_loss,
+    centre_loss,
+    mask_losses,
+    projection_losses,
+    quality_loss,
+    window_weights,
+)
 from model.training.samples import LabelledPhotos, Samples
 from model.training.targets import MASK_STRIDE
 
@@ -81,22 +88,44 @@ def losses_of(
     wrong, as SAM is trained.
     """
     maps = module.features(to_input(batch["pixels"], module.device))
-    centre_logits, distances = module.proposal_head(maps.finest)
+    centre_logits, distances, quality = module.proposal_head.answers(maps.finest)
+    boxes = boxes_of_cells(distances)
     result = {
         "centre": centre_loss(centre_logits, batch["dense_centre"]),
-        "box": box_loss(boxes_of_cells(distances), batch["dense_boxes_xyxy"], batch["dense_weight"]),
+        "box": box_loss(boxes, batch["dense_boxes_xyxy"], batch["dense_weight"]),
     }
+    if quality is not None:
+        result["quality"] = quality_loss(quality, boxes.detach(), batch["dense_boxes_xyxy"], batch["dense_weight"])
     pictures, per_picture = batch["prompt_coords"].shape[:2]
     rows = torch.arange(pictures, device=module.device).repeat_interleave(per_picture)
-    shift = SAM_STRIDE * torch.tensor(canvas_offset, device=module.device)
-    coords, labels = batch["prompt_coords"].flatten(0, 1) + shift, batch["prompt_labels"].flatten(0, 1)
-    target = batch["prompt_masks"].flatten(0, 1)
-    weight = window_weights(batch["prompt_boxes_xyxy"].flatten(0, 1), target, MASK_STRIDE)
-    has_mask = batch["has_masks"][rows, None]
+    prompts = {name.removeprefix("prompt_"): batch[name].flatten(0, 1) for name in batch if name.startswith("prompt_")}
+    prompts["has_mask"] = batch["has_masks"][rows]
+    return result | prompt_losses(module, maps, rows, prompts, canvas_offset=canvas_offset, second_round=second_round)
 
-    def ask(*prompts: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+
+def prompt_losses(
+    module: FacingsModule,
+    maps: FeatureMaps,
+    rows: torch.Tensor,
+    prompts: Batch,
+    *,
+    canvas_offset: tuple[int, int],
+    second_round: bool,
+) -> dict[str, torch.Tensor]:
+    """The losses of prompts `[P]` on the pictures `rows` `[P]` of `maps`; see `losses_of`.
+
+    prompts: the fields of PromptTargets as tensors, and has_mask `[P]`: whether the mask is exact, or a filled box.
+    """
+    shift = SAM_STRIDE * torch.tensor(canvas_offset, device=module.device)
+    coords, labels = prompts["coords"] + shift, prompts["labels"]
+    target = prompts["masks"]
+    weight = window_weights(prompts["boxes_xyxy"], target, MASK_STRIDE)
+    has_mask = prompts["has_mask"][:, None]
+    result: dict[str, torch.Tensor] = {}
+
+    def ask(*asked: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         logits, predicted_iou = (
-            answer.float() for answer in module.all_masks(maps, rows, *prompts, canvas_offset=canvas_offset)
+            answer.float() for answer in module.all_masks(maps, rows, *asked, canvas_offset=canvas_offset)
         )
         fit, guess = mask_losses(logits, predicted_iou, target, weight)
         if not bool(has_mask.all()):
@@ -104,10 +133,10 @@ def losses_of(
             guess = guess * has_mask
         return logits, fit, guess
 
-    priors = module.prior_masks(shifted(batch["prompt_prior_xyxy"].flatten(0, 1), shift))
+    priors = module.prior_masks(shifted(prompts["prior_xyxy"], shift))
     logits, fit, guess = ask(coords, labels, *priors)
     # SAM: the first mask answers what is unambiguous; of the other three only the best is taught, so that they differ.
-    is_click = batch["prompt_is_click"].flatten()
+    is_click = prompts["is_click"]
     best = fit[:, 1:].min(1).values
     several = torch.where(is_click, best, best.new_zeros(()))
     result["mask"] = fit[:, 0].mean() + several.sum() / is_click.sum().clamp(min=1)
@@ -172,7 +201,7 @@ def initialise_decoder(module: FacingsModule) -> None:
             convolution.weight.mul_(0.1)
 
 
-WEIGHTS_OF_LOSSES = {"centre": 1.0, "box": 2.0, "mask": 1.0, "iou": 0.5, "second": 1.0}
+WEIGHTS_OF_LOSSES = {"centre": 1.0, "box": 2.0, "quality": 0.5, "mask": 1.0, "iou": 0.5, "second": 1.0}
 
 
 class _Run:
@@ -181,7 +210,10 @@ class _Run:
     def __init__(self, options: TrainOptions) -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         self.options = options
-        self.module = build_module(BUNDLED_CONFIG).to(options.device).to(memory_format=torch.channels_last)
+        self.config = BUNDLED_CONFIG
+        if options.start_from is not None:
+            self.config = network_of(options.start_from) or BUNDLED_CONFIG
+        self.module = build_module(self.config).to(options.device).to(memory_format=torch.channels_last)
         if options.start_from is None:
             initialise_decoder(self.module)
         else:
@@ -246,7 +278,7 @@ class _Run:
         }
         names = ("minutes", "seed", "batch_size", "prompts_per_picture", "picture_px", "learning_rate")
         facts = {name: str(getattr(self.options, name)) for name in names}
-        facts |= {"network": BUNDLED_CONFIG, "steps": str(self.step)}
+        facts |= {"network": self.config, "steps": str(self.step)}
         if score_threshold is not None:
             facts["score_threshold"] = f"{score_threshold:g}"
         # Not save_file, which makes a file that only its owner can read.

@@ -7,15 +7,18 @@ from torch.nn import functional
 from torchvision.ops import generalized_box_iou_loss
 
 
-def centre_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def centre_loss(logits: torch.Tensor, target: torch.Tensor, is_known: torch.Tensor | None = None) -> torch.Tensor:
     """Penalty-reduced focal loss of CenterNet (Zhou et al. 2019, eq. 1), divided by the number of centres.
 
-    logits, target: `[B, h, w]`; target is 1 at centres and falls off around them.
+    logits, target: `[B, h, w]`; target is 1 at centres and falls off around them. is_known `[B, h, w]`: False where a
+    facing that is not labelled may be (None: nowhere).
     """
     probability = logits.sigmoid().clamp(1e-4, 1 - 1e-4)
     is_centre = target == 1
     found = -((1 - probability) ** 2) * probability.log()
     empty = -((1 - target) ** 4) * probability**2 * (1 - probability).log()
+    if is_known is not None:
+        empty = empty * is_known
     return torch.where(is_centre, found, empty).sum() / is_centre.sum().clamp(min=1)
 
 
@@ -27,6 +30,22 @@ def box_loss(boxes: torch.Tensor, truth: torch.Tensor, weight: torch.Tensor) -> 
     cells = weight > 0
     loss: torch.Tensor = generalized_box_iou_loss(boxes[cells], truth[cells])
     return (loss * weight[cells]).sum() / weight.sum().clamp(min=1)
+
+
+def quality_loss(logits: torch.Tensor, boxes: torch.Tensor, truth: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of a guess `[B, h, w]` (logits) with the IoU that the box of its cell has; others as `box_loss`."""
+    cells = weight > 0
+    with torch.no_grad():
+        iou = _paired_iou(boxes[cells], truth[cells])
+    entropy = functional.binary_cross_entropy_with_logits(logits[cells], iou.clamp(0, 1), reduction="none")
+    return (entropy * weight[cells]).sum() / weight.sum().clamp(min=1)
+
+
+def _paired_iou(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Of xyxy boxes `[N, 4]` with their partners."""
+    shared = (torch.minimum(boxes[:, 2:], others[:, 2:]) - torch.maximum(boxes[:, :2], others[:, :2])).clamp(min=0)
+    areas = sum((part[:, 2:] - part[:, :2]).clamp(min=0).prod(1) for part in (boxes, others))
+    return shared.prod(1) / (areas - shared.prod(1)).clamp(min=1e-6)
 
 
 def window_weights(boxes_xyxy: torch.Tensor, target: torch.Tensor, stride: int) -> torch.Tensor:

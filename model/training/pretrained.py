@@ -1,0 +1,414 @@
+"""Trains the network whose trunk starts from weights learned on real photos, on a GPU beside many CPU cores.
+
+Knows tensors, the network's modules and the pictures; not where photos come from. Differs from model.training.loop in
+three things: part of the encoder stays as it is, pieces are cut and lit on the device (model.training.pictures), and
+photos without labels can teach, with the boxes that the averaged network finds there itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchvision.ops import nms
+
+from model.boxes import iou_matrix
+from model.checkpoints import PRETRAINED_CONFIG, read_weights
+from model.network import PIXEL_DEVIATION, PIXEL_MEAN
+from model.pretrained_trunk import EfficientNetLite
+from model.proposer import boxes_of_cells, peaks
+from model.sam2_module import FacingsModule, build_module
+from model.training.loop import SAM_STRIDE, SECOND_ROUND_SHARE, initialise_decoder, prompt_losses
+from model.training.losses import box_loss, centre_loss, quality_loss
+from model.training.pictures import (
+    IGNORED,
+    MAX_BOXES,
+    Pictures,
+    Pieces,
+    dense_batch,
+    prompt_batch,
+    relit_batch,
+)
+from model.training.render_pool import RenderPool
+from model.types import FloatArray, PixelArray
+
+FROZEN_STAGES = 3  # of the encoder: all up to stride 8
+ENCODER_RATE = 0.2  # of the learning rate, for what is not frozen of the encoder
+WARM_UP_SHARE = 0.04
+WEIGHTS_OF_LOSSES = {"centre": 1.0, "box": 2.0, "quality": 0.5, "mask": 1.0, "iou": 0.5, "second": 1.0}
+SURE_SCORE, UNSURE_SCORE = 0.45, 0.1  # of the teacher: a facing; perhaps one
+REAL_LONGER_PX = (900.0, 1900.0)  # longer side of the photos that pieces are cut from, as tiles show them
+
+Report = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedOptions:
+    """How a run goes.
+
+    encoder_weights: published weights of the encoder (a `.pth` of EfficientNet-Lite). start_from: a checkpoint of
+    facings-nano whose decoder and head to begin with, or None.
+    photos: pixels of photos without labels to learn from, uint8 `[H, W, 3]`.
+    kept_pictures: rendered pictures on the device. waits_for: how many there must be before the first step.
+    real_share: of a batch, from `teach_at` of the run on. teach_at: shares of the run at which the averaged network
+    labels the photos; at the first, the run splits in two: one goes on with rendered pictures alone.
+    """
+
+    out: Path
+    encoder_weights: Path
+    minutes: float
+    start_from: Path | None = None
+    textures: Path | None = None
+    photos: Sequence[PixelArray] = ()
+    device: str = "cuda"
+    seed: int = 0
+    processes: int = 15
+    batch_size: int = 64
+    prompts_per_piece: int = 3
+    piece_px: int = 512
+    picture_px: int = 768
+    kept_pictures: int = 10000
+    waits_for: int = 256
+    pieces_per_photo: int = 8
+    real_share: float = 0.2
+    teach_at: tuple[float, ...] = (0.5, 0.68, 0.84)
+    learning_rate: float = 1.2e-3
+    average: float = 0.998
+    report_every: int = 100
+    save_every_s: float = 60.0
+
+
+def load_encoder(encoder: EfficientNetLite, tensors: dict[str, torch.Tensor]) -> None:
+    """Published weights of EfficientNet-Lite into the encoder, by their order, since names differ among publishers.
+
+    They expect pixels as (x - 127) / 128; the difference to our normalisation goes into the stem. Raises ValueError
+    where shapes do not fit.
+    """
+    own = encoder.state_dict()
+    values = list(tensors.values())[: len(own)]
+    misfits = [name for (name, mine), value in zip(own.items(), values, strict=False) if mine.shape != value.shape]
+    if misfits or len(values) < len(own):
+        raise ValueError(f"encoder weights: expected {len(own)} tensors of the encoder's shapes, not so {misfits[:1]}")
+    encoder.load_state_dict({name: value.float() for name, value in zip(own, values, strict=True)})
+    stem, norm = cast(nn.Conv2d, encoder.stem[0]), cast(Any, encoder.stem[1])
+    mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in (PIXEL_MEAN, PIXEL_DEVIATION))
+    with torch.no_grad():
+        norm.running_mean -= (stem.weight * (255 * mean - 127) / 128).sum((1, 2, 3))
+        stem.weight *= 255 * deviation / 128
+
+
+def load_common(module: FacingsModule, tensors: dict[str, torch.Tensor]) -> int:
+    """The tensors outside the image encoder that another checkpoint shares with the network; returns how many."""
+    own = module.state_dict()
+    common = {
+        name: value.float()
+        for name, value in tensors.items()
+        if name in own and own[name].shape == value.shape and not name.startswith("sam.image_encoder.")
+    }
+    module.load_state_dict(common, strict=False)
+    return len(common)
+
+
+class Learner:
+    """A network that learns, its moving average and its optimizer."""
+
+    def __init__(self, module: FacingsModule, options: PretrainedOptions) -> None:
+        self.options = options
+        self.module = module
+        encoder: EfficientNetLite = module.sam.image_encoder.trunk.encoder
+        for part in (encoder.stem, *encoder.stages[:FROZEN_STAGES]):
+            part.requires_grad_(False)
+        self.listen()
+        moving_average = get_ema_multi_avg_fn(options.average)  # type: ignore[no-untyped-call]
+        self.average = AveragedModel(module, multi_avg_fn=moving_average, use_buffers=True)
+        of_encoder = {id(parameter) for parameter in encoder.parameters()}
+        groups = [
+            {
+                "params": [
+                    p
+                    for p in module.parameters()
+                    if p.requires_grad and (id(p) in of_encoder) == is_encoder and (p.ndim > 1) == is_matrix
+                ],
+                "rate": ENCODER_RATE if is_encoder else 1.0,
+                "weight_decay": 0.02 if is_matrix else 0.0,
+            }
+            for is_encoder in (False, True)
+            for is_matrix in (False, True)
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, fused=options.device != "cpu")
+        self.step = 0
+
+    def listen(self) -> None:
+        """Training mode, but for the batch norms of the encoder, which keep the statistics of real photos."""
+        self.module.train()
+        self.module.sam.image_encoder.trunk.encoder.eval()
+
+    def split(self) -> Learner:
+        """Another one that has learned the same."""
+        other = Learner(copy.deepcopy(self.module), self.options)
+        other.average.load_state_dict(self.average.state_dict())
+        other.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
+        other.step = self.step
+        return other
+
+    def learn(
+        self, pieces: Pieces, has_masks: torch.Tensor, done: float, rng: np.random.Generator
+    ) -> dict[str, torch.Tensor]:
+        """One step at `done` of the run; returns its losses, on the device."""
+        rate = self.options.learning_rate * min(1.0, 0.01 + done / WARM_UP_SHARE)
+        rate *= 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["rate"]
+        with torch.autocast(torch.device(self.options.device).type, torch.bfloat16):
+            losses = self._losses(pieces, has_masks, rng)
+        total = torch.stack([WEIGHTS_OF_LOSSES[name] * loss for name, loss in losses.items()]).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), 5.0)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+            self.average.update_parameters(self.module)
+        self.step += 1
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def _losses(self, pieces: Pieces, has_masks: torch.Tensor, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        maps = self.module.features(normalised(pieces.images))
+        centre, distances, quality = self.module.proposal_head.answers(maps.finest)
+        with torch.autocast(centre.device.type, enabled=False):
+            dense = dense_batch(pieces)
+            boxes = boxes_of_cells(distances)
+            losses = {
+                "centre": centre_loss(centre, dense.centre, dense.is_known),
+                "box": box_loss(boxes, dense.boxes_xyxy, dense.weight),
+            }
+            if quality is not None:
+                exact = dense.weight * has_masks[:, None, None]
+                losses["quality"] = quality_loss(quality, boxes.detach(), dense.boxes_xyxy, exact)
+            rows, prompts = prompt_batch(pieces, self.options.prompts_per_piece, has_masks)
+        cells = (self.module.sam.image_size - self.options.piece_px) // SAM_STRIDE
+        offset = (int(rng.integers(cells + 1)), int(rng.integers(cells + 1)))
+        second_round = rng.random() < SECOND_ROUND_SHARE
+        return losses | prompt_losses(self.module, maps, rows, prompts, canvas_offset=offset, second_round=second_round)
+
+    def export(self, path: Path, facts: dict[str, str]) -> None:
+        """The averaged weights as fp16 safetensors."""
+        tensors = {
+            name: (value.half() if value.is_floating_point() else value).contiguous().cpu()
+            for name, value in self.average.module.state_dict().items()
+        }
+        save_file(tensors, path, metadata=facts | {"network": PRETRAINED_CONFIG, "steps": str(self.step)})
+
+
+def normalised(images: torch.Tensor) -> torch.Tensor:
+    """RGB `[B, 3, S, S]` in [0, 1] as the network takes it."""
+    mean, deviation = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (PIXEL_MEAN, PIXEL_DEVIATION))
+    return ((images - mean) / deviation).contiguous(memory_format=torch.channels_last)
+
+
+def cut_photos(
+    photos: Sequence[PixelArray], per_photo: int, side_px: int, rng: np.random.Generator, device: torch.device
+) -> torch.Tensor:
+    """Random square pieces of photos, uint8 `[N, 3, S, S]` on `device`, scaled as tiles show them."""
+    pieces = torch.empty(len(photos) * per_photo, 3, side_px, side_px, dtype=torch.uint8, device=device)
+    low, high = np.log(REAL_LONGER_PX)
+    for number, piece in enumerate(pieces):
+        photo = photos[number // per_photo]
+        height, width = photo.shape[:2]
+        side = round(side_px / (np.exp(rng.uniform(low, high)) / max(height, width)))
+        side = min(side, height, width)
+        top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
+        window = torch.from_numpy(photo[top : top + side, left : left + side].copy()).to(device)
+        resized = functional.interpolate(
+            window.permute(2, 0, 1)[None].float(), (side_px, side_px), mode="bilinear", antialias=True
+        )
+        piece.copy_(resized[0].round().clamp(0, 255).to(torch.uint8))
+    return pieces
+
+
+@torch.inference_mode()
+def found_boxes(
+    teacher: FacingsModule, pixels: torch.Tensor, *, batch: int = 16
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Boxes `[N, 4]` and scores `[N]` that the network finds in each picture and its mirror image, the best first."""
+    found = []
+    for part in torch.split(pixels, batch):
+        images = normalised(part.float() / 255)
+        with torch.autocast(images.device.type, torch.bfloat16):
+            logits, distances = teacher.proposal_head(teacher.features(images).finest)
+            other_logits, other = teacher.proposal_head(teacher.features(images.flip(3)).finest)
+        distances = (distances + other.flip(3)[:, [2, 1, 0, 3]]) / 2
+        score = (logits.sigmoid() + other_logits.flip(2).sigmoid()) / 2
+        for boxes, scores in zip(*peaks(score.logit(1e-6), distances, limit=400), strict=True):
+            keep = nms(boxes, scores, 0.5)
+            keep = keep[scores[keep] >= UNSURE_SCORE]
+            found.append((boxes[keep].clamp(0, pixels.shape[-1]), scores[keep]))
+    return found
+
+
+def pseudo_labels(boxes: FloatArray, scores: FloatArray, side_px: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a picture teaches in which a network found boxes `[N, 4]`: ids int16 `[S, S]`, and the sure boxes `[M, 4]`.
+
+    Where it is unsure, nothing is asked for.
+    """
+    sure = scores >= SURE_SCORE
+    ids = np.zeros((side_px, side_px), np.int16)
+    kept = boxes[sure][: MAX_BOXES - 1]
+    unsure = boxes[~sure]
+    if len(kept) and len(unsure):
+        unsure = unsure[iou_matrix(unsure, kept).max(1) < 0.6]
+    for x0, y0, x1, y1 in unsure.round().astype(int):
+        ids[y0:y1, x0:x1] = IGNORED
+    for index in np.argsort(-(kept[:, 2:] - kept[:, :2]).prod(1)):
+        x0, y0, x1, y1 = kept[index].round().astype(int)
+        ids[y0:y1, x0:x1] = index + 1
+    return torch.from_numpy(ids), torch.from_numpy(kept)
+
+
+def joined(first: Pieces, second: Pieces) -> Pieces:
+    """Two batches as one."""
+    limit = max(first.is_box.shape[1], second.is_box.shape[1])
+
+    def both(name: str) -> torch.Tensor:
+        parts = []
+        for pieces in (first, second):
+            value: torch.Tensor = getattr(pieces, name)
+            missing = limit - value.shape[1]
+            parts.append(functional.pad(value, (0, 0) * (value.ndim - 2) + (0, missing)))
+        return torch.cat(parts)
+
+    return Pieces(
+        images=torch.cat([first.images, second.images]),
+        ids=torch.cat([first.ids, second.ids]),
+        boxes_xyxy=both("boxes_xyxy"),
+        is_box=both("is_box"),
+        numbers=both("numbers"),
+    )
+
+
+class _Run:
+    """A run: its pictures, its learners by name, its clock and its log."""
+
+    def __init__(self, options: PretrainedOptions, report: Callable[[Report], None]) -> None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        self.options, self._report = options, report
+        self.device = torch.device(options.device)
+        torch.manual_seed(options.seed)
+        self.rng = np.random.default_rng(options.seed)
+        module = build_module(PRETRAINED_CONFIG)
+        initialise_decoder(module)
+        load_encoder(module.sam.image_encoder.trunk.encoder, read_weights(options.encoder_weights))
+        if options.start_from is not None:
+            self.log({"tensors_taken_over": float(load_common(module, read_weights(options.start_from)))})
+        module = module.to(self.device).to(memory_format=torch.channels_last)
+        self.learners = {"rendered": Learner(module, options)}
+        self.rendered = Pictures(options.kept_pictures, options.picture_px, self.device)
+        count = len(options.photos) * options.pieces_per_photo
+        self.real = Pictures(max(count, 1), options.picture_px, self.device)
+        if count:
+            pixels = cut_photos(options.photos, options.pieces_per_photo, options.picture_px, self.rng, self.device)
+            nothing = torch.zeros(options.picture_px, options.picture_px, dtype=torch.int16)
+            for piece in pixels:
+                self.real.add(piece.permute(1, 2, 0), nothing, torch.ones(1, 4))
+        self.taught, self.sure = 0, 0  # times that the photos were labelled; facings that are sure on them
+        self.sums: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
+
+    def log(self, line: Report) -> None:
+        with (self.options.out / "log.jsonl").open("a") as log:
+            log.write(json.dumps(line) + "\n")
+        self._report(line)
+
+    def take_rendered(self, pool: RenderPool, timeout_s: float | None = 0.0) -> None:
+        for picture in pool.ready(timeout_s):
+            ids = torch.from_numpy(picture.ids.view(np.int16))
+            self.rendered.add(torch.from_numpy(picture.pixels), ids, torch.from_numpy(picture.boxes_xyxy))
+
+    def label_photos(self) -> None:
+        """Splits the run at the first time, then labels the photos with what the one that learns from them knows."""
+        learners = self.learners
+        if "real" not in learners:
+            learners["real"] = learners["rendered"].split()
+        teacher: Any = learners["real"].average.module
+        teacher.eval()
+        sure, unsure = 0, 0
+        for place, found in enumerate(found_boxes(teacher, self.real.pixels)):
+            boxes, scores = (values.float().cpu().numpy() for values in found)
+            ids, kept = pseudo_labels(boxes, scores, self.options.picture_px)
+            self.real.relabel(place, ids, kept)
+            sure += len(kept)
+            unsure += len(boxes) - len(kept)
+        self.taught += 1
+        self.sure = sure
+        self.log({"taught": self.taught, "pieces": len(self.real), "sure": sure, "unsure": unsure})
+
+    def step(self, done: float) -> None:
+        """One step of each learner, on the same rendered pieces."""
+        options = self.options
+        pieces = self.rendered.pieces(options.batch_size, options.piece_px)
+        images = relit_batch(pieces.images)
+        pieces = Pieces(**{**vars(pieces), "images": images})
+        exact = torch.ones(options.batch_size, dtype=torch.bool, device=self.device)
+        for name, learner in self.learners.items():
+            if name == "real" and self.sure:
+                count = round(options.batch_size * options.real_share)
+                own = self.real.pieces(count, options.piece_px)
+                own = Pieces(**{**vars(own), "images": relit_batch(own.images)})
+                fewer = Pieces(**{key: value[: options.batch_size - count] for key, value in vars(pieces).items()})
+                exact_or_not = exact.clone()
+                exact_or_not[options.batch_size - count :] = False
+                losses = learner.learn(joined(fewer, own), exact_or_not, done, self.rng)
+            else:
+                losses = learner.learn(pieces, exact, done, self.rng)
+            for loss, value in losses.items():
+                self.sums[f"{name}_{loss}"].append(value)
+
+    def export(self) -> list[Path]:
+        facts = {name: str(getattr(self.options, name)) for name in ("minutes", "seed", "batch_size", "learning_rate")}
+        paths = []
+        for name, learner in self.learners.items():
+            path = self.options.out / f"{name}.safetensors"
+            learner.export(path, facts | {"pictures": str(self.rendered.added), "learned_from": name})
+            paths.append(path)
+        return paths
+
+
+def train_pretrained(options: PretrainedOptions, report: Callable[[Report], None]) -> list[Path]:
+    """Trains for `options.minutes` and returns the checkpoints' paths: `rendered.safetensors`, learned from rendered
+    shelves alone, and with photos `real.safetensors`. Every `save_every_s` what is there is written."""
+    run = _Run(options, report)
+    with RenderPool(
+        processes=options.processes, side_px=options.picture_px, seed=options.seed, textures=options.textures
+    ) as pool:
+        began = time.monotonic()
+        while run.rendered.added < options.waits_for:
+            run.take_rendered(pool, None)
+        run.log({"waited_s": time.monotonic() - began})
+        began = saved = time.monotonic()
+        steps = 0
+        while (done := (time.monotonic() - began) / (options.minutes * 60)) < 1:
+            run.take_rendered(pool)
+            if options.photos and run.taught < len(options.teach_at) and done >= options.teach_at[run.taught]:
+                run.label_photos()
+            run.step(done)
+            steps += 1
+            if steps % options.report_every == 0 or steps == 20:
+                line = {name: float(torch.stack(values).mean()) for name, values in run.sums.items()}
+                run.sums.clear()
+                run.log(line | {"steps": steps, "s": time.monotonic() - began, "pictures": run.rendered.added})
+            if time.monotonic() - saved > options.save_every_s:
+                run.export()
+                saved = time.monotonic()
+        run.log({"steps": steps, "s": time.monotonic() - began, "pictures": run.rendered.added})
+        return run.export()

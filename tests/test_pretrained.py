@@ -1,0 +1,267 @@
+"""The network whose trunk starts from published weights, and its training on pieces cut on the device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.checkpoints import PRETRAINED_CONFIG, find_checkpoint, read_weights
+from model.network import PIXEL_DEVIATION, PIXEL_MEAN
+from model.pretrained_trunk import EfficientNetLite, PretrainedTrunk
+from model.proposer import ProposalHead
+from model.renderer.shelves import render_shelf
+from model.sam2_module import build_module, load_module, load_weights
+from model.training.losses import centre_loss, quality_loss
+from model.training.pictures import IGNORED, Pictures, dense_batch, prompt_batch, relit_batch
+from model.training.pretrained import (
+    Learner,
+    PretrainedOptions,
+    cut_photos,
+    found_boxes,
+    joined,
+    load_common,
+    load_encoder,
+    pseudo_labels,
+    train_pretrained,
+)
+from model.training.render_pool import RenderPool
+from model.training.targets import dense_targets
+
+DEPTHS, WIDTHS = [1, 1, 1, 1, 1, 1, 1], [8, 8, 8, 8, 8, 8, 8]
+CPU = torch.device("cpu")
+
+
+def lite1() -> EfficientNetLite:
+    encoder: EfficientNetLite = build_module(PRETRAINED_CONFIG).sam.image_encoder.trunk.encoder
+    return encoder
+
+
+def kept_pictures(count: int = 2, side_px: int = 192) -> Pictures:
+    pictures = Pictures(count, side_px, CPU)
+    seed = 0
+    while len(pictures) < count:
+        shelf = render_shelf(seed, (side_px, side_px), facing_px=30)
+        ids = torch.from_numpy(shelf.instance_ids.astype(np.int16))
+        pictures.add(torch.from_numpy(shelf.photo_rgb), ids, torch.from_numpy(shelf.boxes_xyxy))
+        seed += 1
+    return pictures
+
+
+def test_the_trunk_has_four_maps_at_the_strides_that_sam2_expects() -> None:
+    trunk = PretrainedTrunk(depths=DEPTHS, widths=WIDTHS, channels=[8, 12, 16, 20], blocks=[0, 1, 1, 1]).eval()
+    maps = trunk(torch.zeros(1, 3, 64, 64))
+    assert [tuple(level.shape[1:]) for level in maps] == [(8, 16, 16), (12, 8, 8), (16, 4, 4), (20, 2, 2)]
+    assert trunk.channel_list == [20, 16, 12, 8]
+
+
+def test_a_trunk_refuses_a_wrong_number_of_levels() -> None:
+    with pytest.raises(ValueError, match="expected 4 channels"):
+        PretrainedTrunk(depths=DEPTHS, widths=WIDTHS, channels=[8, 8], blocks=[1, 1])
+    with pytest.raises(ValueError, match="expected 7 depths"):
+        EfficientNetLite([1, 1], [8, 8])
+
+
+def test_published_weights_are_taken_by_their_order_and_expect_their_own_normalisation() -> None:
+    torch.manual_seed(0)
+    published, own = EfficientNetLite(DEPTHS, WIDTHS).eval(), EfficientNetLite(DEPTHS, WIDTHS).eval()
+    tensors = {f"other.name.{index}": value for index, value in enumerate(published.state_dict().values())}
+    load_encoder(own, {**tensors, "head.weight": torch.zeros(1000)})
+    pixels = torch.randint(0, 256, (1, 3, 64, 64)).float()
+    mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_DEVIATION))
+    with torch.no_grad():
+        wanted = published.stem((pixels - 127) / 128)
+        got = own.stem((pixels / 255 - mean) / deviation)
+    # Only the first row and column see the padding, which is grey there and the mean colour here.
+    assert torch.allclose(wanted[..., 1:, 1:], got[..., 1:, 1:], atol=1e-4)
+
+
+def test_weights_of_another_encoder_are_refused() -> None:
+    other = EfficientNetLite(DEPTHS, [16, *WIDTHS[1:]])
+    with pytest.raises(ValueError, match="of the encoder's shapes"):
+        load_encoder(EfficientNetLite(DEPTHS, WIDTHS), other.state_dict())
+
+
+def test_the_network_answers_alike_with_its_batch_norms_folded(tmp_path: Path) -> None:
+    module = build_module(PRETRAINED_CONFIG)
+    options = PretrainedOptions(out=tmp_path, encoder_weights=tmp_path, minutes=1, device="cpu")
+    Learner(module, options).export(tmp_path / "some.safetensors", {})
+    checkpoint = find_checkpoint(str(tmp_path / "some.safetensors"), config=None, has_gpu=False)
+    folded = load_module(checkpoint)
+    plain = build_module(checkpoint.config)
+    load_weights(plain, read_weights(checkpoint.weights), "some")
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        wanted, got = plain.eval().encoded(images), folded.encoded(images)
+    assert wanted.head is not None
+    assert got.head is not None
+    assert torch.allclose(wanted.embedding, got.embedding, atol=1e-3)
+    assert torch.allclose(wanted.head[0], got.head[0], atol=1e-3)
+
+
+def test_a_box_that_fits_badly_loses_score_by_the_power_of_its_quality() -> None:
+    head = ProposalHead(4, 4, quality_power=0.5).eval()
+    features = torch.rand(1, 4, 8, 8)
+    with torch.no_grad():
+        centre, _, quality = head.answers(features)
+        logits, _ = head(features)
+    assert quality is not None
+    assert torch.allclose(logits.sigmoid(), (centre.sigmoid() * quality.sigmoid()).sqrt(), atol=1e-5)
+    assert ProposalHead(4, 4).quality is None
+
+
+def test_quality_is_learned_from_the_overlap_of_the_boxes() -> None:
+    truth = torch.tensor([0.0, 0, 10, 10]).view(1, 1, 1, 4)
+    half = torch.tensor([0.0, 0, 10, 5]).view(1, 1, 1, 4)
+    weight = torch.ones(1, 1, 1)
+    guesses = {
+        value: quality_loss(torch.full((1, 1, 1), value), half, truth, weight).item() for value in (-2.0, 0.0, 2.0)
+    }
+    assert guesses[0.0] < min(guesses[-2.0], guesses[2.0])
+
+
+def test_what_is_unknown_costs_nothing() -> None:
+    logits, target = torch.full((1, 4, 4), 5.0), torch.zeros(1, 4, 4)
+    target[0, 0, 0] = 1
+    known = torch.zeros(1, 4, 4, dtype=torch.bool)
+    assert centre_loss(logits, target, known) < 0.01 < centre_loss(logits, target)
+
+
+def test_pieces_show_facings_where_their_boxes_are() -> None:
+    torch.manual_seed(1)
+    pieces = kept_pictures().pieces(6, 128)
+    checked = 0
+    for row in range(6):
+        for box, is_box, number in zip(pieces.boxes_xyxy[row], pieces.is_box[row], pieces.numbers[row], strict=True):
+            if is_box:
+                ys, xs = (pieces.ids[row] == number).nonzero(as_tuple=True)
+                seen = torch.stack([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+                assert (seen - box).abs().max() <= 3
+                checked += 1
+    assert checked > 10
+
+
+def test_targets_of_a_batch_are_those_of_single_pictures() -> None:
+    torch.manual_seed(2)
+    pieces = kept_pictures().pieces(3, 128)
+    batch = dense_batch(pieces)
+    for row in range(3):
+        wanted = dense_targets(pieces.boxes_xyxy[row][pieces.is_box[row]].numpy(), 128, 128)
+        assert (batch.centre[row] == 1).sum() == (wanted.centre == 1).sum()
+        assert np.abs(batch.centre[row].numpy() - wanted.centre).mean() < 0.01
+        both = (batch.weight[row].numpy() > 0) & (wanted.weight > 0)
+        assert both.sum() >= 0.8 * (wanted.weight > 0).sum()
+        agree = np.isclose(batch.boxes_xyxy[row].numpy()[both], wanted.boxes_xyxy[both], atol=1e-3).all(-1)
+        assert agree.mean() > 0.95
+    assert bool(batch.is_known.all())
+
+
+def test_prompts_of_a_batch_point_at_what_they_name() -> None:
+    torch.manual_seed(3)
+    pieces = kept_pictures().pieces(4, 128)
+    kinds = set()
+    for _ in range(6):
+        rows, prompts = prompt_batch(pieces, 4, torch.ones(4, dtype=torch.bool))
+        for index in range(len(rows)):
+            for (x, y), label in zip(prompts["coords"][index], prompts["labels"][index], strict=True):
+                kinds.add(int(label))
+                if label in (0, 1):
+                    share = prompts["masks"][index][int(y) // 4, int(x) // 4]
+                    assert share > 0 if label == 1 else share == 0
+    assert kinds == {-1, 0, 1, 2, 3}
+    assert bool(prompts["is_click"].any())
+
+
+def test_other_light_gives_valid_pictures() -> None:
+    torch.manual_seed(4)
+    images = torch.rand(8, 3, 64, 64)
+    lit = relit_batch(images)
+    assert lit.shape == images.shape
+    assert 0 <= lit.min() <= lit.max() <= 1
+    assert not torch.allclose(lit, images)
+
+
+def test_a_picture_without_facings_is_not_kept() -> None:
+    pictures = Pictures(2, 64, CPU)
+    nothing = torch.zeros(64, 64, dtype=torch.int16)
+    assert not pictures.add(torch.zeros(64, 64, 3, dtype=torch.uint8), nothing, torch.zeros(0, 4))
+    assert len(pictures) == 0
+
+
+def test_sure_boxes_teach_and_unsure_ones_are_left_out() -> None:
+    boxes = np.array([[0, 0, 20, 20], [40, 0, 60, 20]], np.float32)
+    ids, kept = pseudo_labels(boxes, np.array([0.9, 0.2], np.float32), 64)
+    assert kept.tolist() == [[0, 0, 20, 20]]
+    assert set(ids.unique().tolist()) == {IGNORED, 0, 1}
+    assert (ids[:20, 40:60] == IGNORED).all()
+
+
+def test_a_network_labels_pieces_of_photos() -> None:
+    photos = [np.zeros((300, 400, 3), np.uint8)]
+    pixels = cut_photos(photos, 2, 64, np.random.default_rng(0), CPU)
+    assert pixels.shape == (2, 3, 64, 64)
+    found = found_boxes(build_module(PRETRAINED_CONFIG).eval(), pixels)
+    assert [boxes.shape[1:] for boxes, _ in found] == [(4,), (4,)]
+
+
+def test_batches_with_other_numbers_of_boxes_are_joined() -> None:
+    torch.manual_seed(5)
+    pictures = kept_pictures()
+    first, second = pictures.pieces(2, 128), pictures.pieces(1, 64)
+    second = type(second)(**{**vars(second), "images": first.images[:1], "ids": first.ids[:1]})
+    both = joined(first, second)
+    assert both.is_box.sum() == first.is_box.sum() + second.is_box.sum()
+    assert len(both.images) == 3
+
+
+def test_a_checkpoint_of_another_trunk_gives_its_decoder() -> None:
+    torch.manual_seed(6)
+    old, new = build_module("facings-nano"), build_module(PRETRAINED_CONFIG)
+    assert load_common(new, old.state_dict()) > 100
+    name = "sam_prompt_encoder.not_a_point_embed.weight"
+    assert torch.equal(new.sam.state_dict()[name], old.sam.state_dict()[name])
+
+
+def test_a_run_learns_from_renderers_and_from_photos_and_leaves_the_first_stages_as_they_are(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    published = lite1().state_dict()
+    torch.save(published, tmp_path / "lite1.pth")
+    options = PretrainedOptions(
+        out=tmp_path / "run",
+        encoder_weights=tmp_path / "lite1.pth",
+        minutes=0.1,
+        photos=[np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)],
+        device="cpu",
+        processes=1,
+        batch_size=5,
+        piece_px=96,
+        picture_px=128,
+        kept_pictures=8,
+        waits_for=2,
+        pieces_per_photo=2,
+        teach_at=(0.0,),
+        report_every=1,
+    )
+    lines: list[dict[str, float]] = []
+    paths = train_pretrained(options, lines.append)
+    assert [path.name for path in paths] == ["rendered.safetensors", "real.safetensors"]
+    assert any("rendered_centre" in line and "real_centre" in line for line in lines)
+    module = build_module(find_checkpoint(str(paths[0]), config=None, has_gpu=False).config)
+    load_weights(module, read_weights(paths[0]), "rendered")
+    start = lite1()
+    load_encoder(start, published)
+    learned: EfficientNetLite = module.sam.image_encoder.trunk.encoder
+    for number in range(3):
+        for mine, theirs in zip(
+            learned.stages[number].state_dict().values(), start.stages[number].state_dict().values(), strict=True
+        ):
+            assert torch.allclose(mine.float(), theirs.float(), atol=1e-2)
+
+
+def test_the_renderers_hand_over_pictures_with_their_labels() -> None:
+    with RenderPool(processes=1, side_px=96, seed=0, textures=None) as pool:
+        picture = next(pool.ready(None))
+        assert picture.pixels.shape == (96, 96, 3)
+        assert picture.ids.max() == len(picture.boxes_xyxy)
