@@ -20,8 +20,8 @@ FacingsError                internal           no   unforeseen; the server's log
     ├── EngineNotReady      not_ready          yes  it is still loading, or has failed to load
     └── EngineDeadline      deadline           yes  the deadline passed before the answer was there
 
-Inside the backend, a deadline that passes is the model's DeadlineExceeded and an engine that is not ready its NotReady,
-whoever notices. `reporting.to_client_error` alone turns them into EngineDeadline and EngineNotReady.
+Inside the backend, a deadline that passes is the model's DeadlineExceeded and an engine that is not ready its NotReady.
+`reporting.to_client_error` alone turns them into EngineDeadline and EngineNotReady.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def _unit(
 
 
 class InvertedResidual(nn.Module):
-    """Widen by 1×1, filter each channel, narrow by 1×1 (Sandler et al. 2018); beside an identity where shapes allow."""
+    """Widen by 1×1, filter each channel, narrow by 1×1 (Sandler et al. 2018); added to the input where shapes allow."""
 
     def __init__(self, in_channels: int, out_channels: int, *, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()

@@ -107,7 +107,7 @@ def prior_box(
 ) -> FloatArray | None:
     """The box `[4]` that the object of a prompt probably fills, or None when nothing is known of it.
 
-    The prompt's own box, unless a background point is in it. Else the likeliest proposal that holds all foreground
+    The prompt's own box, unless a background point is in it. Else the most confident proposal that holds all foreground
     points and no background point: after a single click those count more in whose middle it is, and with a box those
     that overlap it. The prompt's own box where there is no such proposal.
     """

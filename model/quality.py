@@ -178,7 +178,7 @@ def average_precision(truths: Sequence[Truth], detections: Sequence[Detections])
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
         evaluation.evaluate()
         evaluation.accumulate()
-    # COCOeval.summarize() looks for 100 detections whatever maxDets says, so its tables are read here.
+    # COCOeval.summarize() looks for 100 detections whatever maxDets is, so its tables are read here.
     precision = evaluation.eval["precision"][:, :, 0, 0, -1]  # [IoU thresholds, recall thresholds]
     recall = evaluation.eval["recall"][:, 0, 0, -1]  # [IoU thresholds]
     if (recall < 0).all():  # COCO's word for "no known boxes"

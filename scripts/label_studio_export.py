@@ -7,7 +7,7 @@ holds something else, which an export has to be guessed from, since it comes wit
 
 - The controls that the user names (`--control`) hold facings, and no other does.
 - If all rectangles are in one control, that control holds facings.
-- Else, controls with a rectangle that a model made (it has a score, or an origin that says so) hold facings: Facings
+- Else, controls with a rectangle that a model made (it has a score, or such an origin) hold facings: Facings
   writes to the box control only, and what an annotator draws as a prompt has neither.
 - Else, all drawn by hand, a control called "prompt", or whose only label is "region", holds prompts, as in the label
   configs of Facings; the other one holds facings. If several others are left, the user has to name them.
@@ -63,7 +63,7 @@ def read_export(tasks: Sequence[Any], controls: Sequence[str]) -> tuple[list[Lab
             use.labels.update(_labels(region))
     chosen = _facing_controls(uses, controls)
     remarks = [
-        f"{use.rectangles} rectangles of control {name!r} are not facings; --control says otherwise"
+        f"{use.rectangles} rectangles of control {name!r} are not facings; use --control to choose"
         for name, use in uses.items()
         if name not in chosen
     ]

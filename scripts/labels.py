@@ -2,7 +2,7 @@
 
 Knows COCO, and puts together what `label_studio_export` and `photo_lookup` know. Knows neither the engine nor training.
 
-Labels and categories do not matter: a facing is a facing. A file that is not what its format says is refused as a
+Labels and categories do not matter: a facing is a facing. A file that does not follow its format is refused as a
 whole, with the place that is wrong. What a single photo lacks costs that photo: it is left out, with a line.
 """
 

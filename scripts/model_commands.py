@@ -234,7 +234,7 @@ def export(
     """Write the encoder and the decoder as ONNX files, and a TensorRT engine where TensorRT is installed.
 
     The files are compared with torch on ONNX Runtime where that is installed. The last line is JSON. ENCODER makes the
-    engine use the encoder; docs/export.md says what goes into the files and what comes out.
+    engine use the encoder; docs/export.md describes their inputs and outputs.
 
     \b
     Examples:

@@ -27,8 +27,8 @@ WHOLE_PATH = 10_000  # more folders than any path has
 class LabelledName:
     """A photo of a truth file, by name.
 
-    number: as of KnownPhoto. names: links to it, of which one is right, each as the paths that it may have, likelier
-    ones first; at least one.
+    number: as of KnownPhoto. names: links to it, of which one is right, each as the paths that it may have, the most
+    probable first; at least one.
     """
 
     number: int

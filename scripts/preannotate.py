@@ -1,6 +1,6 @@
 """What a bulk run did, for the person at the terminal: its report as a file, its summary as text, its exit status.
 
-Knows words. The report is written first: whoever reads the text may have gone away.
+Knows words. The report is written first: the reader of the text may have gone away.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ def test_a_rough_rectangle_that_was_submitted_is_no_facing(folder: Path, templat
     prompt["value"]["rectanglelabels"] = ["region"]
     found = known(folder, [task(1, "a.png", {"result": [prompt] * 9 + facings})])
     assert len(found.photos[0].truth.boxes_xyxy) == 4, "not the control with the most rectangles"
-    assert found.remarks == (f"9 rectangles of control {prompt_control!r} are not facings; --control says otherwise",)
+    assert found.remarks == (f"9 rectangles of control {prompt_control!r} are not facings; use --control to choose",)
 
 
 def test_what_a_model_made_tells_the_control_of_facings_whatever_it_is_called(folder: Path) -> None:

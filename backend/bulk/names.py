@@ -111,8 +111,8 @@ def _is_path_below(name: str) -> bool:
 
 
 def _joined(folders: list[str], stem: str, tag: str, suffix: str) -> str:
-    room = NAME_BYTES - max(len(suffix), len(_LABELS_SUFFIX))
-    file = _shortened(stem, room - len(tag)) + tag + suffix
+    free_bytes = NAME_BYTES - max(len(suffix), len(_LABELS_SUFFIX))
+    file = _shortened(stem, free_bytes - len(tag)) + tag + suffix
     path = "/".join([*(_shortened(_safe_folder(folder), NAME_BYTES) for folder in folders), file])
     return path if len(path.encode()) < PATH_BYTES else f"{_digest('/'.join(folders))}/{file}"
 

@@ -207,7 +207,7 @@ def plan_actors(nodes: Sequence[Mapping[str, float]], cluster: Cluster, *, devic
     if cpus is None:
         raise CommandError(
             f"--ray: expected nodes that hold {actors} actors of {format_resources(1, gpus)} at least, "
-            f"found space for {capacity(1)}: " + _nodesformat_resources(nodes)
+            f"found space for {capacity(1)}: " + _format_nodes(nodes)
         )
     return ActorResources(actors=actors, cpus=cpus, gpus=gpus)
 
@@ -222,7 +222,7 @@ def _capacity_of(node: Mapping[str, float], cpus: int, gpus: float) -> int:
     return min(actors, whole * int(1 / gpus + 1e-6) if gpus <= 1 else whole // int(gpus))
 
 
-def _nodesformat_resources(nodes: Sequence[Mapping[str, float]]) -> str:
+def _format_nodes(nodes: Sequence[Mapping[str, float]]) -> str:
     kinds = Counter(format_resources(node.get("CPU", 0), node.get("GPU", 0)) for node in nodes)
     return "; ".join(f"{count} with {kind}" for kind, count in kinds.items()) or "no nodes"
 

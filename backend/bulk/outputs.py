@@ -196,7 +196,7 @@ def _folded(name: str) -> str:
 
 
 class GrowingFile:
-    """A file that is written piece by piece beside its place, and takes it when it is whole.
+    """A file that is written piece by piece under a temporary name in its folder, and renamed when it is whole.
 
     For a `with` statement: left without `commit`, it leaves no trace, and what was in its place is still there.
     Every method raises CommandError, in one line that names the path, where the file cannot be written.

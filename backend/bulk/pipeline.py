@@ -98,7 +98,7 @@ class Sink(Protocol[Made]):
 
 @dataclass(kw_only=True)
 class Tally:
-    """What was done so far. Changed by the run's threads, read by whoever shows progress.
+    """What was done so far. Changed by the run's threads, read by the thread that shows progress.
 
     total: about how many jobs there will be, None while nobody knows. skipped: jobs that needed no boxes, by reason.
     failures: jobs that came to nothing; partial_failures: of jobs that are done otherwise.

@@ -71,7 +71,7 @@ class Project:
     """A project, as the owner of a token sees it. Thread-safe. Leaving its `with` block ends its connections.
 
     project_id: as it stands in the project's address. retry_budget_s: how long a request is tried again while Label
-    Studio is away, busy or broken. stopping: set it to end such waiting. All methods raise Unavailable when that time
+    Studio is away, busy or failing. stopping: set it to end such waiting. All methods raise Unavailable when that time
     is over, Interrupted when it was ended, and RequestRejected when trying again is no use.
     """
 

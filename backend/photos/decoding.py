@@ -158,7 +158,7 @@ def _orientation(image: Image.Image) -> int:
     """EXIF's orientation, 1 when there is none that can be read.
 
     Read from the EXIF block only, as browsers do: `getexif` would also take it from XMP. Chromium shows WebP as it is
-    stored, whatever its EXIF block says. Pillow turns TIFF by itself.
+    stored, whatever orientation its EXIF block has. Pillow turns TIFF by itself.
     """
     if image.format == "WEBP":
         return 1

@@ -238,7 +238,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"a certificate that does not hold ({error.verify_message})"
     if isinstance(error, ssl.SSLError):
-        return f"broken TLS ({error.reason})"
+        return f"a TLS error ({error.reason})"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, httpcore.ProtocolError):

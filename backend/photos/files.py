@@ -1,4 +1,4 @@
-"""Photos in files and folders of this machine: found, read ahead of the engine, drawn on.
+"""Photos in files and folders of this machine: found, and read ahead of the engine.
 
 Knows files and their names. Knows neither Label Studio nor the formats that boxes are written in.
 
@@ -33,7 +33,6 @@ SUFFIXES = frozenset(
 )
 AHEAD = 2  # decoded photos waiting for the engine
 LISTED_REASONS = 5
-BOX_COLOUR = (0, 220, 60)
 
 Item = TypeVar("Item")
 Read = TypeVar("Read")
@@ -148,19 +147,6 @@ def read_photo(path: Path, *, max_pixels: int, max_bytes: int | None = None) -> 
 def read_pixels(path: Path, *, max_pixels: int) -> npt.NDArray[np.uint8]:
     """The pixels of the photo in a file, uint8 `[H, W, 3]`. Raises PhotoError as `read_photo` does."""
     return read_photo(path, max_pixels=max_pixels).pixels
-
-
-def draw_boxes(photo: Photo, boxes_xyxy: npt.NDArray[np.float32], path: Path) -> None:
-    """Writes the photo with its boxes, in the format of the path's suffix; makes the folders on the way."""
-    from PIL import Image, ImageDraw
-
-    image = Image.fromarray(photo.pixels)
-    canvas = ImageDraw.Draw(image)
-    width = max(2, round(max(photo.size_wh) / 800))
-    for box in boxes_xyxy:
-        canvas.rectangle(box.tolist(), outline=BOX_COLOUR, width=width)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, quality=85)
 
 
 def _photos_below(folder: Path, left_out: Counter[str]) -> list[FoundPhoto]:

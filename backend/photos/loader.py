@@ -119,7 +119,7 @@ class PhotoLoader:
             return decode_photo(content, max_pixels=self._max_pixels)
 
     def read_file(self, path: Path) -> Photo:
-        """The photo in an image file of this machine, named by whoever runs it. Raises PhotoError."""
+        """The photo in an image file of this machine, named by the user who runs it. Raises PhotoError."""
         return read_photo(path, max_bytes=self._max_bytes, max_pixels=self._max_pixels)
 
     def stats(self) -> PhotoCacheStats:

@@ -181,7 +181,7 @@ def _jpeg(content: bytes) -> Iterator[Mended]:
 
 
 def _is_needed(marker: int, segment: bytes) -> bool:
-    """Whether it says how to decode: all but metadata; of these JFIF's and Adobe's colours and EXIF's orientation."""
+    """Whether it matters for decoding: all but metadata; of these JFIF's and Adobe's colours and EXIF's orientation."""
     if marker == _APP0:
         return segment[4:9] == b"JFIF\x00" and len(segment) >= 16
     if marker == _APP14:

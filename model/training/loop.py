@@ -289,7 +289,7 @@ class _Run:
 
 
 class Every:
-    """Says when something is due that is done once in so many seconds."""
+    """Whether it is time for something that is done once in so many seconds."""
 
     def __init__(self, seconds: float, *, now_s: float) -> None:
         self._seconds = seconds

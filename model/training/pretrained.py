@@ -1,4 +1,4 @@
-"""Trains the network whose trunk starts from weights learned on real photos, on a GPU beside many CPU cores.
+"""Trains the network whose trunk starts from weights learned on real photos, on a GPU, while many CPU cores render.
 
 Knows tensors, the network's modules and the pictures; not where photos come from. Differs from model.training.loop in
 three things: part of the encoder stays as it is, pieces are cut and lit on the device (model.training.pictures), and

@@ -86,5 +86,5 @@ def main(command: str, folder: Path) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1], Path(sys.argv[2]))
-    except KeyboardInterrupt:  # Ctrl-C reaches the supervising process too, which says so
+    except KeyboardInterrupt:  # Ctrl-C reaches the supervising process too, which prints it
         sys.exit(130)

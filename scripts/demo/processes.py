@@ -21,7 +21,7 @@ from backend.errors import CommandError
 LOOPBACK = "127.0.0.1"
 POLL_S = 0.1
 STOP_TIMEOUT_S = 10.0
-LOG_LINES_SHOWN = 15
+LOG_LINES = 15
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -116,7 +116,7 @@ class Server:
             return  # nobody is left in the group
 
     def _log_end(self) -> str:
-        lines = self.log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:]
+        lines = self.log.read_text(errors="replace").splitlines()[-LOG_LINES:]
         return "\n".join([f"the end of {self.log}:", *(f"  {line}" for line in lines)])
 
 
