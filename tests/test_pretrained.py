@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoints import PRETRAINED_CONFIG, find_checkpoint, read_weights
+from model import EngineOptions, Photo, Sam2Engine
+from model.boxes import iou_matrix
+from model.checkpoints import BUNDLED_WEIGHTS, PRETRAINED_CONFIG, find_checkpoint, read_weights
 from model.network import PIXEL_DEVIATION, PIXEL_MEAN
 from model.pretrained_trunk import EfficientNetLite, PretrainedTrunk
 from model.proposer import ProposalHead
@@ -265,3 +267,15 @@ def test_the_renderers_hand_over_pictures_with_their_labels() -> None:
         picture = next(pool.ready(None))
         assert picture.pixels.shape == (96, 96, 3)
         assert picture.ids.max() == len(picture.boxes_xyxy)
+
+
+def test_the_preview_of_version_4_finds_the_facings_of_a_rendered_shelf() -> None:
+    weights = BUNDLED_WEIGHTS.with_name("facings-nano-v4.safetensors")
+    shelf = render_shelf(5, (1024, 768), facing_px=70)
+    engine = Sam2Engine(EngineOptions(checkpoint=str(weights), device="cpu"))
+    try:
+        found = engine.preannotate(Photo(pixels=shelf.photo_rgb), score_threshold=0.6)
+    finally:
+        engine.close()
+    overlap = iou_matrix(np.asarray(shelf.boxes_xyxy, np.float32), found.boxes_xyxy)
+    assert (overlap.max(axis=1, initial=0) >= 0.5).mean() > 0.6
