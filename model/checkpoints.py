@@ -147,7 +147,7 @@ def _metadata(path: Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"checkpoint {path.name!r}: not a readable safetensors file: {error}") from error
+        raise CheckpointError(f"checkpoint {path.name!r}: cannot be read as safetensors: {error}") from error
 
 
 def network_of(path: Path) -> str | None:
