@@ -9,21 +9,18 @@ whole, with the place that is wrong. What a single photo lacks costs that photo:
 from __future__ import annotations
 
 import json
-import os
 import reprlib
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from backend.errors import CommandError
-from backend.photos.files import display_name, read_ahead, read_photo
-from backend.settings import Settings
+from backend.photos.files import display_name, read_ahead
 from model.quality import Truth
 from scripts.console import track
 from scripts.label_studio_export import read_export
@@ -105,13 +102,12 @@ def read_truth(
 
 
 def read_photos(
-    known: Sequence[KnownPhoto], *, label: str, leave_out: Callable[[str], None]
+    known: Sequence[KnownPhoto], read: Callable[[Path], Photo], *, label: str, leave_out: Callable[[str], None]
 ) -> Iterator[tuple[KnownPhoto, Photo]]:
-    """Each with its photo, and progress on standard error under this label.
+    """Each with its photo, which `read` gives, and progress on standard error under this label.
 
     A photo that cannot be read, or has another size than its boxes were drawn on, is left out: `leave_out` gets a line.
     """
-    read = partial(read_photo, max_pixels=Settings.from_env(os.environ).max_photo_pixels)
     outcomes = read_ahead(known, lambda entry: read(entry.path))
     for entry, photo in track(outcomes, total=len(known), label=label):
         name = display_name(entry.path)

@@ -18,7 +18,7 @@ from scripts.options import (
     PhotosOption,
     ThresholdOption,
     engine_options,
-    open_engine,
+    open_bulk_service,
     read_settings,
     show_warnings,
 )
@@ -69,8 +69,8 @@ def evaluate(
     from scripts.measure import evaluate as command
 
     known = _known(truth, photos, control, limit)
-    with open_engine(engine_options(checkpoint, device)) as engine:
-        evaluation = command.evaluate(engine, known, score_threshold=score_threshold, prompts=prompts, sweep=sweep)
+    with open_bulk_service(read_settings(checkpoint=checkpoint, device=device)) as service:
+        evaluation = command.evaluate(service, known, score_threshold=score_threshold, prompts=prompts, sweep=sweep)
     command.print_report(evaluation)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from backend.bulk.service import BulkService
     from backend.label_studio.project import Project, Selection
     from backend.settings import Settings
-    from model import Engine, EngineOptions
+    from model import EngineOptions
 
 PhotosOption = Annotated[Path, typer.Option(help="Folder of photos.", show_default=False)]
 CheckpointOption = Annotated[
@@ -178,20 +178,6 @@ def open_bulk_service(settings: Settings) -> Iterator[BulkService]:
     with BulkService.open(settings) as service:
         service.engine.wait_ready()
         yield service
-
-
-@contextmanager
-def open_engine(options: EngineOptions) -> Iterator[Engine]:
-    """An engine that is ready."""
-    from model import Sam2Engine
-
-    show_warnings()
-    engine = Sam2Engine(options)
-    try:
-        engine.wait_ready()
-        yield engine
-    finally:
-        engine.close()
 
 
 def show_warnings() -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from backend.errors import CommandError
-from backend.photos.files import find_photos, read_ahead, read_pixels
+from backend.photos.files import find_photos, read_ahead, read_photo, read_pixels
 from backend.settings import Settings
 from model.quality import fewest
 from model.types import PixelArray
@@ -34,14 +35,15 @@ def labelled_photos(known: KnownPhotos) -> LabelledPhotos:
     a line on standard error. Raises CommandError when nothing remains."""
     from model.training.samples import LabelledPhoto, LabelledPhotos
 
+    max_pixels = Settings.from_env(os.environ).max_photo_pixels
+    read = partial(read_photo, max_pixels=max_pixels)
     usable = [
         LabelledPhoto(path=entry.path, boxes_xyxy=entry.truth.boxes_xyxy.astype("float32"))
-        for entry, _ in read_photos(known.photos, label="photos to learn from", leave_out=print_left_out)
+        for entry, _ in read_photos(known.photos, read, label="photos to learn from", leave_out=print_left_out)
         if len(entry.truth.boxes_xyxy)
     ]
     if not usable:
         raise CommandError(f"expected photos with boxes to learn from, but none of {len(known.photos)} can be used")
-    max_pixels = Settings.from_env(os.environ).max_photo_pixels
     return LabelledPhotos(photos=tuple(usable), read=partial(read_pixels, max_pixels=max_pixels))
 
 
@@ -68,15 +70,13 @@ def scorer(known: KnownPhotos, device: str) -> Callable[[Path], dict[str, float]
     """Measures a checkpoint on photos with known boxes; the threshold with the fewest corrections becomes its own."""
 
     def score(checkpoint: Path) -> dict[str, float]:
-        from model import EngineOptions, Sam2Engine
+        from backend.bulk.service import BulkService
         from scripts.measure.evaluate import evaluate
 
-        engine = Sam2Engine(EngineOptions(checkpoint=str(checkpoint), device=device))
-        try:
-            engine.wait_ready()
-            evaluation = evaluate(engine, known, sweep=True)
-        finally:
-            engine.close()
+        settings = replace(Settings.from_env(os.environ), checkpoint=str(checkpoint), device=device)
+        with BulkService.open(settings) as service:
+            service.engine.wait_ready()
+            evaluation = evaluate(service, known, sweep=True)
         best = fewest(evaluation.sweep)
         precision = evaluation.precision
         return {

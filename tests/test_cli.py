@@ -203,12 +203,8 @@ def corner_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     def opened_service(_: Settings) -> Iterator[BulkService]:
         yield BulkService.open(Settings(), engine=CornerEngine())
 
-    @contextmanager
-    def opened_engine(_: EngineOptions) -> Iterator[CornerEngine]:
-        yield CornerEngine()
-
-    monkeypatch.setattr(bulk_commands, "open_bulk_service", opened_service)
-    monkeypatch.setattr(model_commands, "open_engine", opened_engine)
+    for module in (bulk_commands, model_commands):
+        monkeypatch.setattr(module, "open_bulk_service", opened_service)
 
 
 @pytest.mark.parametrize(("is_broken", "status"), [(False, 0), (True, 3)])

@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fakes import FakeEngine
 from PIL import Image
 
+from backend.bulk.service import BulkService
 from backend.errors import CommandError
+from backend.settings import Settings
 from model.quality import SWEEP
 from model.types import Detections, Photo, Prompt
 from scripts.labels import read_truth
@@ -38,20 +41,21 @@ def test_a_jittered_box_moves_each_edge_by_at_most_15_percent_and_stays_in_the_p
     assert (jittered[:, 2:] > jittered[:, :2]).all()
 
 
-class OracleEngine:
+class OracleEngine(FakeEngine):
     """Answers with the known boxes, shifted by what `shift_px` says; a doubtful false box comes with low thresholds."""
 
     name, version, score_threshold = "oracle", "oracle-1", 0.5
 
     def __init__(self, boxes: Boxes, *, shift_px: float = 0) -> None:
+        super().__init__()
         self.boxes = np.array(boxes, np.float32).reshape(-1, 4) + shift_px
 
-    def preannotate(self, photo: Photo, *, score_threshold: float | None = None) -> Detections:
+    def preannotate(self, photo: Photo, *, score_threshold: float | None = None, **_: Any) -> Detections:
         boxes = np.concatenate([self.boxes, [[350, 350, 399, 399]]])
         found = detected(boxes.tolist(), [0.9] * len(self.boxes) + [0.02])
         return found.above(self.score_threshold if score_threshold is None else score_threshold)
 
-    def refine(self, photo: Photo, prompts: Sequence[Prompt]) -> Detections:
+    def refine(self, photo: Photo, prompts: Sequence[Prompt], **_: Any) -> Detections:
         def pointed_at(prompt: Prompt) -> np.ndarray:
             x, y = prompt.points_xy[0] if prompt.box_xyxy is None else prompt.box_xyxy.reshape(2, 2).mean(0)
             return next(box for box in self.boxes if box[0] <= x < box[2] and box[1] <= y < box[3])
@@ -75,9 +79,13 @@ def shelves(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path, coco_file
 
 
+def service_of(engine: OracleEngine) -> BulkService:
+    return BulkService.open(Settings(), engine=engine)
+
+
 def evaluated(engine: OracleEngine, shelves: tuple[Path, Path], **options: Any) -> command.Evaluation:
     folder, coco_file = shelves
-    return command.evaluate(engine, read_truth(coco_file, folder), **options)
+    return command.evaluate(service_of(engine), read_truth(coco_file, folder), **options)
 
 
 def test_an_engine_that_knows_all_boxes_needs_no_correction(shelves: tuple[Path, Path]) -> None:
@@ -124,7 +132,7 @@ def test_photos_that_cannot_be_measured_are_named_and_counted_and_the_others_are
     Image.new("RGB", (400, 300)).save(folder / "small.png")
     known = read_truth(coco_file, folder)
     assert [line.split(":")[0] for line in known.left_out] == ["'missing.png'"]
-    evaluation = command.evaluate(OracleEngine([A, B]), known)
+    evaluation = command.evaluate(service_of(OracleEngine([A, B])), known)
     assert (evaluation.photos, evaluation.left_out, evaluation.corrections.facings) == (2, 3, 4)
     assert evaluation.corrections.per_100() == 0
     damaged, small = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out")]

@@ -1,6 +1,6 @@
 """How good the boxes of a checkpoint are, on photos with known boxes.
 
-Runs photos through an engine; what the figures mean stands in model.quality. Measuring returns values; printing is
+Runs photos through the Service; what the figures mean stands in model.quality. Measuring returns values; printing is
 apart.
 """
 
@@ -31,7 +31,8 @@ from model.quality import (
 from scripts.labels import KnownPhotos, print_left_out, read_photos
 
 if TYPE_CHECKING:
-    from model import Detections, Engine, Photo
+    from backend.service import Service
+    from model import Detections, Photo
 
 JITTER = 0.15  # of a box's size, for each of its edges
 
@@ -61,7 +62,7 @@ class Evaluation:
 
 
 def evaluate(
-    engine: Engine,
+    service: Service,
     known: KnownPhotos,
     *,
     score_threshold: float | None = None,
@@ -74,6 +75,7 @@ def evaluate(
     score_threshold: None takes the engine's. leave_out: gets a line for each photo that cannot be measured.
     Raises CommandError when none can, and EngineError.
     """
+    engine = service.engine
     if score_threshold is None:
         score_threshold = engine.score_threshold
     truths: list[Truth] = []
@@ -81,14 +83,14 @@ def evaluate(
     candidates: list[Detections] = []
     seconds: list[float] = []
     prompt_ious: list[FloatArray] = []
-    for entry, photo in read_photos(known.photos, label="evaluate", leave_out=leave_out):
+    for entry, photo in read_photos(known.photos, service.photo, label="evaluate", leave_out=leave_out):
         truths.append(entry.truth)
         started = time.perf_counter()
-        handed_out.append(engine.preannotate(photo, score_threshold=score_threshold))
+        handed_out.append(service.preannotate(photo, score_threshold=score_threshold).detections)
         seconds.append(time.perf_counter() - started)
-        candidates.append(engine.preannotate(photo, score_threshold=CANDIDATE_SCORE))
+        candidates.append(service.preannotate(photo, score_threshold=CANDIDATE_SCORE).detections)
         if prompts:
-            prompt_ious.append(measure_prompts(engine, photo, entry.truth, seed=entry.number))
+            prompt_ious.append(measure_prompts(service, photo, entry.truth, seed=entry.number))
     if not truths:
         raise CommandError(f"expected photos to measure on, but none of {len(known.photos)} can be used")
     return Evaluation(
@@ -104,7 +106,7 @@ def evaluate(
     )
 
 
-def measure_prompts(engine: Engine, photo: Photo, truth: Truth, *, seed: int) -> FloatArray:
+def measure_prompts(service: Service, photo: Photo, truth: Truth, *, seed: int) -> FloatArray:
     """`[T, 3]`: IoU with each known box of the answer to one click in its middle, of a rough box, of its refinement."""
     from model import Prompt
 
@@ -114,7 +116,7 @@ def measure_prompts(engine: Engine, photo: Photo, truth: Truth, *, seed: int) ->
     rough = [Prompt(box_xyxy=box) for box in rough_xyxy]
     if not clicks:
         return np.zeros((0, 3))
-    clicked, refined = engine.refine(photo, clicks), engine.refine(photo, rough)
+    clicked, refined = (service.refine(photo, asked).detections for asked in (clicks, rough))
     answers = (clicked.boxes_xyxy, rough_xyxy, refined.boxes_xyxy)
     return np.stack([paired_iou(boxes, truth.boxes_xyxy) for boxes in answers], axis=1)
 
