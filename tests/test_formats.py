@@ -145,13 +145,13 @@ def test_evaluate_reads_the_data_set(tmp_path: Path) -> None:
     path = write(tmp_path / "boxes.json", Format.coco, [task_of(1, boxed("a.jpg", BOXES)), task_of(2, boxed("b.jpg"))])
     for name in ("a.jpg", "b.jpg"):
         Image.new("RGB", (80, 100)).save(tmp_path / name)
-    first, second = read_truth(path, tmp_path)
-    assert (first.file_name, first.size_wh, first.boxes_xyxy.tolist()) == (
+    first, second = read_truth(path, tmp_path).photos
+    assert (first.path.name, first.truth.size_wh, first.truth.boxes_xyxy.tolist()) == (
         "a.jpg",
         (80, 100),
         [[10, 20, pytest.approx(30.12), 50], [0, 60, 40, 100]],
     )
-    assert len(second.boxes_xyxy) == 0
+    assert len(second.truth.boxes_xyxy) == 0
 
 
 @pytest.mark.parametrize("kind", [Format.coco, Format.label_studio])
