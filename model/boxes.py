@@ -23,6 +23,14 @@ def iou_matrix(boxes_a: FloatArray, boxes_b: FloatArray) -> FloatArray:
     return np.asarray(np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0), np.float32)
 
 
+def nms(boxes_xyxy: torch.Tensor, scores: torch.Tensor, max_iou: float) -> torch.Tensor:
+    """Non-maximum suppression: indices of the boxes `[N, 4]` that stay, best score first, int64 `[K]`."""
+    from torchvision.ops import nms as suppress  # imports most of torchvision and torch._dynamo, which takes seconds
+
+    kept: torch.Tensor = suppress(boxes_xyxy, scores, max_iou)
+    return kept
+
+
 def overlapping_pairs(boxes_a: torch.Tensor, boxes_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The pairs of boxes `[A, 4]` and `[B, 4]` that overlap at all: indices into both, and their IoU, each `[P]`.
 

@@ -14,7 +14,6 @@ from typing import Protocol, TypeVar, cast
 
 import numpy as np
 import torch
-from torchvision.ops import nms
 
 from model import boxes as geometry
 from model import tiling
@@ -106,7 +105,7 @@ class PromptedDetector:
                     yield
         with timed(self.observer, "merge"):
             boxes = geometry.clip_boxes(boxes, photo.size_wh)
-            keep = nms(torch.from_numpy(boxes), torch.tensor(detected.scores), DUPLICATE_IOU).numpy()
+            keep = geometry.nms(torch.from_numpy(boxes), torch.tensor(detected.scores), DUPLICATE_IOU).numpy()
         return Detections(boxes_xyxy=boxes[keep], scores=detected.scores[keep])
 
 
@@ -138,7 +137,7 @@ class GridDetector:
             yield
         with timed(self.observer, "merge"):
             boxes, scores = _joined(answers)
-            keep = nms(torch.from_numpy(boxes), torch.from_numpy(scores), GRID_DUPLICATE_IOU).numpy()
+            keep = geometry.nms(torch.from_numpy(boxes), torch.from_numpy(scores), GRID_DUPLICATE_IOU).numpy()
         return _best(Detections(boxes_xyxy=boxes[keep], scores=scores[keep]), score_threshold, limit)
 
 

@@ -7,9 +7,8 @@ they stand in rows and stacks of equals, so that a doubtful box is believed when
 from __future__ import annotations
 
 import torch
-from torchvision.ops import nms
 
-from model.boxes import ROWS_AT_A_TIME, overlapping_pairs
+from model.boxes import ROWS_AT_A_TIME, nms, overlapping_pairs
 from model.types import FloatArray
 
 DUPLICATE_IOU = 0.5  # facings overlap little: two boxes that share more are one facing

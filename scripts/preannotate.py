@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
 from backend.bulk.formats import Format
@@ -122,7 +122,9 @@ def print_dry_run_of_project(project: Project, version: str, wanted: Wanted, tal
 def _first(failures: Sequence[Failure], place: Place) -> Iterator[str]:
     for failure in failures[:FAILURES_LISTED]:
         task = f"task {failure.key}, " if place.things == "tasks" else ""
-        reason = failure.reason.removeprefix(f"{failure.label!r}: ")  # errors of photos begin with it
+        reason = failure.reason
+        for name in (failure.label, PurePosixPath(failure.label).name):  # errors of photos begin with one of them
+            reason = reason.removeprefix(f"{name!r}: ")
         yield f"  {task}{failure.label}: {reason}"
     if len(failures) > FAILURES_LISTED:
         yield f"  … and {len(failures) - FAILURES_LISTED} more; --report FILE.json lists all"

@@ -85,6 +85,26 @@ def test_help_loads_nothing_heavy() -> None:
     assert finished.stdout.strip() == ""
 
 
+def test_a_dry_run_of_files_loads_nothing_heavy(tmp_path: Path) -> None:
+    (tmp_path / "1.jpg").touch()
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from scripts.cli import app\n"
+        "print(CliRunner().invoke(app, ['preannotate', *sys.argv[1:], '--dry-run']).output)\n"
+        "print(*({'torch', 'model', 'sam2'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "1.jpg"), "--out", str(tmp_path / "boxes.json")]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == f"would box 1 photos into {tmp_path / 'boxes.json'}"
+
+
+def test_the_names_of_the_package_model_come_without_torchvision() -> None:
+    code = "import sys, model; print('torchvision' in sys.modules)"
+    finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == "False"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -78,11 +78,21 @@ def test_linked_folders_are_followed_and_end_where_they_lead_back(tmp_path: Path
 def test_files_are_taken_as_they_are_named_and_each_once(tmp_path: Path) -> None:
     touch(tmp_path, "b/1.jpg", "b/2.jpg", "a/scan", ".x.jpg")
     assert names(tmp_path / "b" / "2.jpg", tmp_path / "a" / "scan", tmp_path / ".x.jpg", tmp_path / "b") == [
-        "2.jpg",
-        "scan",
+        "b/2.jpg",
+        "a/scan",
         ".x.jpg",
-        "1.jpg",
+        "b/1.jpg",
     ]
+
+
+def test_photos_of_the_same_name_in_two_folders_keep_their_folders_in_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "shop/1/a.jpg", "shop/2/a.jpg")
+    monkeypatch.chdir(tmp_path / "shop" / "1")
+    assert names(Path(), Path("../2")) == ["1/a.jpg", "2/a.jpg"]
+    assert names(Path("a.jpg"), Path("../2/a.jpg")) == ["1/a.jpg", "2/a.jpg"]
+    assert names(Path("a.jpg")) == names(Path()) == ["a.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -103,6 +113,7 @@ def test_a_name_that_is_not_utf_8_is_found_read_and_fit_for_messages_and_json(tm
         pytest.skip("this file system takes UTF-8 only")
     (photo,) = find_photos([tmp_path]).photos
     assert photo.name == r"caf\xe9.png"
+    assert photo.quoted == "caf%E9.png"
     assert json.dumps(photo.name).encode()
     assert read(photo.path).size_wh == (4, 3)
     path.write_bytes(b"no photo")

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,7 @@ from backend.photos.files import find_photos
 from backend.settings import Settings
 from model import Detections, EngineError, NotReady, Photo
 from scripts import preannotate as printing
-from scripts.console import format_progress, print_lines
+from scripts.console import format_progress, print_lines, signals_as_interrupt
 
 ROOT = Path(__file__).parents[1]
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -180,6 +181,31 @@ def test_an_interrupted_run_keeps_what_is_done_and_its_message_says_how_much(tmp
         content = json.loads((tmp_path / "out").read_text())
         written = len(content["images"] if kind is Format.coco else content)
     assert written == report.photos
+
+
+class InterruptingDisk:
+    """A slow writer. The signal of Ctrl-C arrives while it writes the first photo."""
+
+    def __init__(self) -> None:
+        self.added = 0
+
+    def add(self, task: BoxedTask) -> None:
+        if not self.added:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        time.sleep(0.5)
+        self.added += 1
+
+    def finish(self) -> None:
+        self.added_at_finish = self.added
+
+
+def test_a_run_that_a_signal_interrupts_waits_until_what_is_done_is_written(folder: Path) -> None:
+    config, service = jobs.default_label_config(), BulkService.open(Settings(), engine=FakeEngine())
+    disk = InterruptingDisk()
+    with signals_as_interrupt():
+        report = jobs.preannotate_files(service, find_photos([folder]), disk, config=config)
+    assert isinstance(report.stopped, Interrupted)
+    assert report.photos == disk.added == disk.added_at_finish > 0
 
 
 def test_a_run_that_ends_before_its_first_photo_leaves_an_earlier_file_as_it_was(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import quote
 
 from backend.bulk.choice import Wanted, count_of, jobs_of, tasks_to_do
 from backend.bulk.formats import BoxedPhoto, BoxedTask, Writer
@@ -86,7 +85,7 @@ def preannotate_files(
             if reason is not None:
                 failed_drawings.append(Failure(key=job.key, label=job.label, reason=reason))
         boxed = BoxedPhoto(image=image, name=job.label, size_wh=answer.size_wh, detections=answer.detections)
-        task = BoxedTask(id=job.item.number, data=task_data(image, address + quote(job.label)), photos=[boxed])
+        task = BoxedTask(id=job.item.number, data=task_data(image, address + job.item.photo.quoted), photos=[boxed])
         return Result(made=task, boxes=len(answer.detections))
 
     jobs = (

@@ -221,6 +221,9 @@ class Run(Generic[Item, Loaded, Made]):
         self._loaded: Channel[tuple[int, Job[Item], Loaded]] = Channel(LOADED_AHEAD, writers=readers)
         self._outcomes: Channel[Outcome[Made]] = Channel(2 * sink.batch_limit, writers=readers + ENGINE_CALLERS)
         self._error: BaseException | None = None
+        # Not with Thread.join: interrupted, it takes a running thread for an ended one (Python 3.11).
+        self._ended: deque[str] = deque()
+        self._all_ended = threading.Event()
         self._threads = [
             threading.Thread(target=self._guarded, args=(target, outputs), name=name, daemon=True)
             for target, outputs, name, count in (
@@ -241,11 +244,11 @@ class Run(Generic[Item, Loaded, Made]):
         self.tally.started = time.monotonic()
         for thread in self._threads:
             thread.start()
-        interrupted = False
+        interrupted = all_ended = False
         try:
-            while any(thread.is_alive() for thread in self._threads):
+            while not all_ended:
                 try:
-                    self._threads[-1].join(POLL_S)
+                    all_ended = self._all_ended.wait(POLL_S)
                     show(self.tally)
                 except KeyboardInterrupt:
                     if interrupted:
@@ -283,6 +286,9 @@ class Run(Generic[Item, Loaded, Made]):
         finally:
             for channel in outputs:
                 channel.writer_ended()
+            self._ended.append(threading.current_thread().name)
+            if len(self._ended) == len(self._threads):
+                self._all_ended.set()
 
     def _list_jobs(self) -> None:
         for number, job in enumerate(self._jobs):

@@ -16,12 +16,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
 
 from backend.errors import CommandError, FacingsError, PhotoTooLarge, PhotoUnreachable, photo_label
-from backend.photos.decoding import decode_photo
 
 if TYPE_CHECKING:
     from model import Photo
@@ -40,10 +40,23 @@ Read = TypeVar("Read")
 
 @dataclass(frozen=True, kw_only=True)
 class FoundPhoto:
-    """An image file. name: its path below the folder that was searched, with forward slashes, as `display_name`."""
+    """An image file. relative: its path below the deepest folder that holds everything that was searched.
+
+    So `store1/a.jpg` and `store2/a.jpg` keep different names where both folders are searched.
+    """
 
     path: Path
-    name: str
+    relative: Path
+
+    @property
+    def name(self) -> str:
+        """The relative path with forward slashes, as `display_name`."""
+        return display_name(self.relative.as_posix())
+
+    @property
+    def quoted(self) -> str:
+        """The relative path as it stands in an address: it leads to the file, whatever bytes its name has."""
+        return quote(os.fsencode(self.relative.as_posix()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,21 +78,23 @@ def find_photos(paths: Sequence[Path]) -> FoundPhotos:
     found: list[FoundPhoto] = []
     left_out: Counter[str] = Counter()
     seen: set[Path] = set()
+    folders = [os.path.abspath(path if path.is_dir() else path.parent) for path in paths]
+    root = os.path.commonpath(folders) if folders else os.curdir
     for path in paths:
         if path.is_dir():
             candidates = _photos_below(path, left_out)
         elif path.is_file():
-            candidates = [FoundPhoto(path=path, name=display_name(path.name))]
+            candidates = [path]
         else:
             raise CommandError(f"{display_name(path)!r}: expected a photo or a folder of photos, found no such file")
         new = []
         for candidate in candidates:
-            real = candidate.path.resolve()
+            real = candidate.resolve()
             if real in seen:
                 left_out["found twice"] += 1
             else:
                 seen.add(real)
-                new.append(candidate)
+                new.append(FoundPhoto(path=candidate, relative=Path(os.path.relpath(candidate, root))))
         found += sorted(new, key=lambda photo: photo.name)
     if not found:
         places = ", ".join(repr(display_name(path)) for path in paths)
@@ -133,6 +148,8 @@ def read_photo(path: Path, *, max_pixels: int, max_bytes: int | None = None) -> 
 
     max_pixels: largest width × height. max_bytes: of the file; None for no limit.
     """
+    from backend.photos.decoding import decode_photo  # imports torch, which finding photos does not need
+
     with photo_label(display_name(path.name)):
         try:
             size = path.stat().st_size
@@ -149,7 +166,7 @@ def read_pixels(path: Path, *, max_pixels: int) -> npt.NDArray[np.uint8]:
     return read_photo(path, max_pixels=max_pixels).pixels
 
 
-def _photos_below(folder: Path, left_out: Counter[str]) -> list[FoundPhoto]:
+def _photos_below(folder: Path, left_out: Counter[str]) -> list[Path]:
     """Files first, then links, so that a photo keeps the name of its file. Counts in `left_out` what is passed over."""
     files: list[Path] = []
     links: list[Path] = []
@@ -180,7 +197,7 @@ def _photos_below(folder: Path, left_out: Counter[str]) -> list[FoundPhoto]:
                 left_out["link that leads nowhere" if entry.is_symlink() else "not a file"] += 1
             else:
                 (links if entry.is_symlink() else files).append(path)
-    return [FoundPhoto(path=path, name=display_name(path.relative_to(folder).as_posix())) for path in [*files, *links]]
+    return [*files, *links]
 
 
 def _is(kind: Callable[[], bool]) -> bool:

@@ -231,7 +231,8 @@ def _is_local_files(value: str) -> bool:
 
 
 def _local_files_name(value: str) -> str:
-    return parse_qs(value.partition("?")[2].partition("#")[0]).get("d", [""])[-1]
+    query = value.partition("?")[2].partition("#")[0]
+    return parse_qs(query, errors="surrogateescape").get("d", [""])[-1]  # a file's name may hold any bytes
 
 
 def _local_path(value: str, root: Path) -> Path:
