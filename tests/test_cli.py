@@ -253,7 +253,7 @@ def test_files_and_folders_go_together_and_a_limit_takes_the_first_photos(
     out = tmp_path / "boxes.json"
     places = [str(tmp_path / "one.png"), str(tmp_path / "store")]
     assert run(monkeypatch, "preannotate", *places, "--out", str(out), "--limit", "2") == 0
-    assert [image["file_name"] for image in json.loads(out.read_text())["images"]] == ["one.png", "a.png"]
+    assert [image["file_name"] for image in json.loads(out.read_text())["images"]] == ["one.png", "store/a.png"]
 
 
 @pytest.fixture

@@ -130,6 +130,14 @@ def test_local_files_are_read_from_their_folder_when_it_is_known(value: str, sho
     assert load(value, local_files_root=str(shop)).size_wh == (5, 3)
 
 
+def test_a_local_file_is_found_by_the_bytes_of_its_name(tmp_path: Path) -> None:
+    try:
+        (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(PNG)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    assert load("/data/local-files/?d=caf%E9.png", local_files_root=str(tmp_path)).size_wh == (5, 3)
+
+
 @pytest.mark.parametrize(
     ("d", "error", "words"),
     [

@@ -200,7 +200,7 @@ class InterruptingDisk:
 
 
 def test_a_run_that_a_signal_interrupts_waits_until_what_is_done_is_written(folder: Path) -> None:
-    config, service = jobs.default_label_config(), BulkService.open(Settings(), engine=FakeEngine())
+    config, service = jobs.default_label_config(), BulkService.open(Settings(), engine=FakeEngine(seconds=0.3))
     disk = InterruptingDisk()
     with signals_as_interrupt():
         report = jobs.preannotate_files(service, find_photos([folder]), disk, config=config)

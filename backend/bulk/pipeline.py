@@ -242,10 +242,10 @@ class Run(Generic[Item, Loaded, Made]):
         and stores what is done; a second interrupt ends it at once and is raised.
         """
         self.tally.started = time.monotonic()
-        for thread in self._threads:
-            thread.start()
         interrupted = all_ended = False
         try:
+            for thread in self._threads:
+                thread.start()
             while not all_ended:
                 try:
                     all_ended = self._all_ended.wait(POLL_S)

@@ -78,7 +78,7 @@ def find_photos(paths: Sequence[Path]) -> FoundPhotos:
     found: list[FoundPhoto] = []
     left_out: Counter[str] = Counter()
     seen: set[Path] = set()
-    folders = [os.path.abspath(path if path.is_dir() else path.parent) for path in paths]
+    folders = [os.path.abspath(path if path.is_dir() else path.parent) for path in paths]  # noqa: PTH100  keeps links
     root = os.path.commonpath(folders) if folders else os.curdir
     for path in paths:
         if path.is_dir():
