@@ -45,7 +45,7 @@ project_app = typer.Typer(
 
 def preannotate(
     photos: Annotated[
-        list[Path], typer.Argument(metavar="PHOTOS...", help="Photos, and folders of photos.", show_default=False)
+        list[Path], typer.Argument(metavar="PHOTOS", help="Photos, and folders of photos.", show_default=False)
     ],
     out: Annotated[
         Path | None, typer.Option(help="File to write, for yolo a folder; required.", show_default=False)
