@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+import torch
 
+from model.boxes import nms
 from model.checkpoints import BUNDLED, Checkpoint, calibrated_threshold, find_checkpoint
 from model.detect import Detector, FallbackDetector, GridDetector, HeadDetector, PromptedDetector
 from model.device import Placement, choose_placement
@@ -338,3 +340,4 @@ def _warm_up(refiner: Refiner) -> None:
     click = Prompt(points_xy=np.array([[32, 32]], np.float32), is_foreground=np.ones(1, np.bool_))
     box = Prompt(box_xyxy=np.array([8, 8, 56, 56], np.float32))
     refiner.answer([RefineRequest(photo=grey, prompts=[click, box], want_masks=False)])
+    nms(torch.zeros(0, 4), torch.zeros(0), 0.5)  # imports for seconds the first time

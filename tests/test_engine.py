@@ -289,3 +289,14 @@ def test_photos_of_any_shape_are_answered(engine: Engine, size_wh: tuple[int, in
 def test_impossible_options_are_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EngineOptions(**values)  # type: ignore[arg-type]
+
+
+def test_what_takes_seconds_the_first_time_is_done_before_the_engine_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr("model.engine.nms", lambda *_: calls.append("nms"))  # its first call imports torchvision
+    engine = Sam2Engine(EngineOptions(checkpoint="facings-nano", device="cpu"))
+    try:
+        engine.wait_ready(120)
+        assert calls == ["nms"]
+    finally:
+        engine.close()

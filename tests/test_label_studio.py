@@ -186,7 +186,7 @@ def test_more_photos_than_fit_the_deadline_are_done_by_asking_again(
         client.move_backend(backend, project, hurried)
         counts = retrieve_until_nothing_is_added(client, project)
 
-    assert len(tasks[:3]) < counts[0] < len(tasks), counts
+    assert counts[0] < len(tasks), counts
     assert counts[-1] == len(tasks), counts
 
 
