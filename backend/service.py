@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -114,7 +115,8 @@ class Service:
         deadline: float | None = None,
     ) -> Answer:
         """All facings of the photo, best first. score_threshold: None takes the engine's. Raises EngineError."""
-        detections = self.engine.preannotate(photo, score_threshold=score_threshold, lane=lane, deadline=deadline)
+        with self._asking():
+            detections = self.engine.preannotate(photo, score_threshold=score_threshold, lane=lane, deadline=deadline)
         self.metrics.count_photo("done")
         self.metrics.count_boxes("dense", len(detections))
         return self._answer(photo, detections)
@@ -123,7 +125,8 @@ class Service:
         self, photo: Photo, prompts: Sequence[Prompt], *, want_masks: bool = False, deadline: float | None = None
     ) -> Answer:
         """One box for each prompt, in order; with `want_masks` its mask too. Raises EngineError."""
-        detections = self.engine.refine(photo, prompts, want_masks=want_masks, deadline=deadline)
+        with self._asking():
+            detections = self.engine.refine(photo, prompts, want_masks=want_masks, deadline=deadline)
         self.metrics.count_photo("done")
         self.metrics.count_boxes("prompt", len(detections))
         return self._answer(photo, detections)
@@ -134,6 +137,10 @@ class Service:
         self.metrics.count_error(reason.kind)
         self.metrics.count_photo("deadline" if isinstance(reason, EngineDeadline) else "failed")
         return reason
+
+    def _asking(self) -> AbstractContextManager[None]:
+        """Entered around every call that works with the engine."""
+        return nullcontext()
 
     def _answer(self, photo: Photo, detections: Detections) -> Answer:
         return Answer(size_wh=photo.size_wh, detections=detections, model_version=self.engine.version)

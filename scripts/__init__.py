@@ -1,0 +1,1 @@
+"""The command `facings`: parses, calls, prints."""

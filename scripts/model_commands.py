@@ -99,20 +99,6 @@ def train(
     textures: Annotated[
         Path | None, typer.Option(help="Folder of product photos to put on some of the faces.", show_default=False)
     ] = None,
-    trunk_weights: Annotated[
-        Path | None,
-        typer.Option(
-            help="Train the network with a pretrained trunk instead: published weights of EfficientNet-Lite1 (.pth).",
-            show_default=False,
-        ),
-    ] = None,
-    unlabelled: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of shelf photos without known boxes to learn from as well; with --trunk-weights.",
-            show_default=False,
-        ),
-    ] = None,
     preview: Annotated[
         Path | None,
         typer.Option(help="Only draw rendered shelves with their boxes into this picture.", show_default=False),
@@ -141,37 +127,11 @@ def train(
       facings train --out runs/gpu --minutes 60 --device cuda --workers 16
       facings train --out runs/own --minutes 30 --photos shelves --truth export.json
       facings train --out runs/own --photos a --truth a.json --dev-photos b --dev-truth b.json
-      facings train --out runs/v4 --minutes 30 --device cuda --workers 15 --trunk-weights efficientnet-lite1.pth
       facings train --preview shelves.png
     """
     if preview is not None:
         _draw_preview(preview, textures, seed)
         return
-    if trunk_weights is not None:
-        from model.checkpoints import BUNDLED_WEIGHTS
-        from model.training.pretrained import PretrainedOptions
-        from scripts import train as command
-
-        for name, value in (("--truth", truth), ("--dev-truth", dev_truth), ("--resume", resume)):
-            if value:
-                raise OptionError(f"{name}: expected nothing with --trunk-weights, got {value!r}")
-        command.train_pretrained(
-            PretrainedOptions(
-                out=out,
-                encoder_weights=trunk_weights,
-                minutes=minutes,
-                start_from=start_from or BUNDLED_WEIGHTS,
-                textures=textures,
-                photos=command.unlabelled_photos(unlabelled) if unlabelled else (),
-                device=device,
-                seed=seed,
-                processes=max(workers, 1),
-                learning_rate=learning_rate or 1.2e-3,
-            )
-        )
-        return
-    if unlabelled is not None:
-        raise OptionError("--unlabelled: expected --trunk-weights with it, got none")
     for (name, folder), (truth_name, file) in (
         (("--photos", photos), ("--truth", truth)),
         (("--dev-photos", dev_photos), ("--dev-truth", dev_truth)),
@@ -199,6 +159,62 @@ def train(
     )
     score = command.scorer(_known(dev_truth, dev_photos, control), device) if dev_truth and dev_photos else None
     print(f"checkpoint in {command.train(options, score)}")
+
+
+def train_pretrained(
+    trunk_weights: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TRUNK_WEIGHTS", help="Published weights of EfficientNet-Lite1, a .pth file.", show_default=False
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/pretrained"),
+    minutes: Annotated[float, typer.Option(min=0.01, help="Length of the run; the learning rate follows it.")] = 60.0,
+    unlabelled: Annotated[
+        Path | None,
+        typer.Option(help="Folder of shelf photos without known boxes, to learn from as well.", show_default=False),
+    ] = None,
+    start_from: Annotated[
+        Path | None,
+        typer.Option("--from", help="Weights whose decoder and head to begin with; by default the bundled ones."),
+    ] = None,
+    textures: Annotated[
+        Path | None, typer.Option(help="Folder of product photos to put on some of the faces.", show_default=False)
+    ] = None,
+    learning_rate: Annotated[float, typer.Option(help="Highest one.")] = 1.2e-3,
+    seed: Annotated[int, typer.Option(help="Of the rendered shelves and the first weights.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; on a CPU a step takes a minute.")] = "cuda",
+    workers: Annotated[int, typer.Option(min=1, help="Processes that render: as many as there are cores.")] = 15,
+) -> None:
+    """Train facings-nano with a trunk that starts from ImageNet weights, on a GPU.
+
+    Prints the losses, and at the end the checkpoints: rendered.safetensors, and with --unlabelled real.safetensors,
+    which learned from the photos as well. What is there is written every minute; a run cannot be resumed.
+
+    \b
+    Examples:
+      facings train-pretrained efficientnet-lite1.pth --out runs/v4 --minutes 30
+      facings train-pretrained efficientnet-lite1.pth --out runs/v4 --minutes 30 --unlabelled shelves
+    """
+    from model.checkpoints import BUNDLED_WEIGHTS
+    from model.device import choose_placement
+    from model.training.pretrained import PretrainedOptions
+    from scripts import train as command
+
+    command.train_pretrained(
+        PretrainedOptions(
+            out=out,
+            encoder_weights=trunk_weights,
+            minutes=minutes,
+            start_from=start_from or BUNDLED_WEIGHTS,
+            textures=textures,
+            photos=command.unlabelled_photos(unlabelled) if unlabelled else (),
+            device=str(choose_placement(device).device),
+            seed=seed,
+            processes=workers,
+            learning_rate=learning_rate,
+        )
+    )
 
 
 def _known(truth: Path, photos: Path, control: list[str] | None, limit: int | None = None) -> KnownPhotos:

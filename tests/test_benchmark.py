@@ -1,3 +1,5 @@
+"""`facings benchmark`: each section measures, prints and reports."""
+
 from __future__ import annotations
 
 import itertools

@@ -1,6 +1,5 @@
 """Who is asked for a photo over HTTP, in which time, and what of the answers is understood."""
 
-# ruff: noqa: F811 - fixtures are imported
 from __future__ import annotations
 
 import gzip
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from photo_hosts import PNG, Answer, Server, body, elsewhere, label_studio, load, redirect, servers  # noqa: F401 - fixtures
+from photo_hosts import PNG, Answer, Server, body, load, redirect
 
 from backend.errors import PhotoDecodeError, PhotoError, PhotoForbidden, PhotoTooLarge, PhotoUnreachable
 from backend.photos import addresses, connections

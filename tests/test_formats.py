@@ -1,3 +1,5 @@
+"""Boxes as files: COCO data sets, Label Studio import JSON, YOLO."""
+
 from __future__ import annotations
 
 import contextlib

@@ -1,6 +1,5 @@
 """From the address in a task to pixels: where photos are read, what is refused, what is kept in memory."""
 
-# ruff: noqa: F811 - fixtures are imported
 from __future__ import annotations
 
 import base64
@@ -14,19 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from photo_hosts import (  # noqa: F401 - fixtures
+from photo_hosts import (
     ANSWERS,
     LEGACY,
     PNG,
     Answer,
     Server,
     body,
-    elsewhere,
-    label_studio,
     load,
     png,
     redirect,
-    servers,
     status,
 )
 

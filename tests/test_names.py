@@ -1,3 +1,5 @@
+"""A file name for every photo: unique, safe, readable."""
+
 from __future__ import annotations
 
 import unicodedata

@@ -1,3 +1,5 @@
+"""Outputs: checked before a run, and written whole or not at all."""
+
 from __future__ import annotations
 
 import os

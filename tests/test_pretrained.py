@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from model import EngineOptions, Photo, Sam2Engine
+from model import CheckpointError, EngineOptions, Photo, Sam2Engine
 from model.boxes import iou_matrix
 from model.checkpoints import BUNDLED_WEIGHTS, PRETRAINED_CONFIG, find_checkpoint, read_weights
 from model.network import PIXEL_DEVIATION, PIXEL_MEAN
@@ -82,7 +82,7 @@ def test_published_weights_are_taken_by_their_order_and_expect_their_own_normali
 
 def test_weights_of_another_encoder_are_refused() -> None:
     other = EfficientNetLite(DEPTHS, [16, *WIDTHS[1:]])
-    with pytest.raises(ValueError, match="of the encoder's shapes"):
+    with pytest.raises(CheckpointError, match="trunk weights: expected the"):
         load_encoder(EfficientNetLite(DEPTHS, WIDTHS), other.state_dict())
 
 

@@ -1,6 +1,5 @@
 """Access tokens: sent to Label Studio's own origin only, exchanged when personal, never in a message."""
 
-# ruff: noqa: F811 - fixtures are imported
 from __future__ import annotations
 
 import base64
@@ -13,19 +12,15 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
-from photo_hosts import (  # noqa: F401 - fixtures
+from photo_hosts import (
     ANSWERS,
     LEGACY,
     PNG,
     Answer,
     Server,
     body,
-    elsewhere,
-    label_studio,
     load,
-    png,
     redirect,
-    servers,
     status,
 )
 

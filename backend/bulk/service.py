@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Self
 
 from backend.metrics import Metrics
 from backend.photos.loader import PhotoLoader
-from backend.service import Answer, Service
+from backend.service import Service
 from backend.settings import Settings
-from model import Engine, Lane, Photo, Prompt
+from model import Engine
 
 
 class BulkService(Service):
@@ -39,25 +39,8 @@ class BulkService(Service):
         with self._lock:
             return self._worked_s + (time.monotonic() - self._working_since if self._working else 0.0)
 
-    def preannotate(
-        self,
-        photo: Photo,
-        *,
-        score_threshold: float | None = None,
-        lane: Lane = "bulk",
-        deadline: float | None = None,
-    ) -> Answer:
-        with self._busy():
-            return super().preannotate(photo, score_threshold=score_threshold, lane=lane, deadline=deadline)
-
-    def refine(
-        self, photo: Photo, prompts: Sequence[Prompt], *, want_masks: bool = False, deadline: float | None = None
-    ) -> Answer:
-        with self._busy():
-            return super().refine(photo, prompts, want_masks=want_masks, deadline=deadline)
-
     @contextmanager
-    def _busy(self) -> Iterator[None]:
+    def _asking(self) -> Iterator[None]:
         with self._lock:
             if not self._working:
                 self._working_since = time.monotonic()

@@ -40,6 +40,7 @@ from model.training.targets import MASK_STRIDE
 Batch = dict[str, torch.Tensor]
 
 SAM_STRIDE = 16  # pixels of the tile for each cell of the embedding that prompts are compared with
+MAX_GRADIENT_NORM = 5.0
 SECOND_ROUND_SHARE = 0.25  # of the steps
 WARM_UP_SHARE = 0.03  # of the run, in which the learning rate rises to its height
 Report = dict[str, float]
@@ -75,6 +76,18 @@ class TrainOptions:
     report_every: int = 10
     save_every_s: float = 120.0
     score_every_s: float = 1200.0
+
+
+def descend(
+    loss: torch.Tensor, module: torch.nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel
+) -> None:
+    """One step against the gradient of `loss`, with a bounded norm. A gradient that is not finite changes nothing."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = torch.nn.utils.clip_grad_norm_(module.parameters(), MAX_GRADIENT_NORM)
+    if torch.isfinite(norm):
+        optimizer.step()
+        average.update_parameters(module)
 
 
 def losses_of(
@@ -256,12 +269,7 @@ class _Run:
         with torch.autocast(torch.device(self.options.device).type, torch.bfloat16):
             losses = losses_of(self.module, batch, canvas_offset=canvas_offset, second_round=second_round)
         total = torch.stack([WEIGHTS_OF_LOSSES[name] * loss for name, loss in losses.items()]).sum()
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), 5.0)
-        if torch.isfinite(norm):
-            self.optimizer.step()
-            self.average.update_parameters(self.module)
+        descend(total, self.module, self.optimizer, self.average)
         self.step += 1
         return {name: float(loss.detach()) for name, loss in losses.items()}
 

@@ -31,7 +31,7 @@ from model.network import PIXEL_DEVIATION, PIXEL_MEAN
 from model.pretrained_trunk import EfficientNetLite
 from model.proposer import boxes_of_cells, peaks
 from model.sam2_module import FacingsModule, build_module
-from model.training.loop import SAM_STRIDE, SECOND_ROUND_SHARE, initialise_decoder, prompt_losses
+from model.training.loop import SAM_STRIDE, SECOND_ROUND_SHARE, descend, initialise_decoder, prompt_losses
 from model.training.losses import box_loss, centre_loss, quality_loss
 from model.training.pictures import (
     IGNORED,
@@ -43,7 +43,7 @@ from model.training.pictures import (
     relit_batch,
 )
 from model.training.render_pool import RenderPool
-from model.types import FloatArray, PixelArray
+from model.types import CheckpointError, FloatArray, PixelArray
 
 FROZEN_STAGES = 3  # of the encoder: all up to stride 8
 ENCODER_RATE = 0.2  # of the learning rate, for what is not frozen of the encoder
@@ -94,14 +94,15 @@ class PretrainedOptions:
 def load_encoder(encoder: EfficientNetLite, tensors: dict[str, torch.Tensor]) -> None:
     """Published weights of EfficientNet-Lite into the encoder, by their order, since names differ among publishers.
 
-    They expect pixels as (x - 127) / 128; the difference to our normalisation goes into the stem. Raises ValueError
-    where shapes do not fit.
+    They expect pixels as (x - 127) / 128; the difference to our normalisation goes into the stem. Raises
+    CheckpointError where shapes do not fit.
     """
     own = encoder.state_dict()
     values = list(tensors.values())[: len(own)]
     misfits = [name for (name, mine), value in zip(own.items(), values, strict=False) if mine.shape != value.shape]
     if misfits or len(values) < len(own):
-        raise ValueError(f"encoder weights: expected {len(own)} tensors of the encoder's shapes, not so {misfits[:1]}")
+        found = f"another shape of {misfits[0]!r}" if misfits else f"{len(values)} tensors"
+        raise CheckpointError(f"trunk weights: expected the {len(own)} tensors of EfficientNet-Lite1, got {found}")
     encoder.load_state_dict({name: value.float() for name, value in zip(own, values, strict=True)})
     stem, norm = cast(nn.Conv2d, encoder.stem[0]), cast(Any, encoder.stem[1])
     mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in (PIXEL_MEAN, PIXEL_DEVIATION))
@@ -175,12 +176,7 @@ class Learner:
         with torch.autocast(torch.device(self.options.device).type, torch.bfloat16):
             losses = self._losses(pieces, has_masks, rng)
         total = torch.stack([WEIGHTS_OF_LOSSES[name] * loss for name, loss in losses.items()]).sum()
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), 5.0)
-        if torch.isfinite(norm):
-            self.optimizer.step()
-            self.average.update_parameters(self.module)
+        descend(total, self.module, self.optimizer, self.average)
         self.step += 1
         return {name: loss.detach() for name, loss in losses.items()}
 
