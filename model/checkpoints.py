@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import pickle
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 
 from model.types import CheckpointError
 
@@ -167,6 +170,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        if path.is_file() and not zipfile.is_zipfile(path):
+            raise OSError("expected a file that torch.save or safetensors wrote, with its suffix")
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (SafetensorError, OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -175,3 +180,20 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise CheckpointError(f"checkpoint {path.name!r}: expected a dictionary of tensors, or one under 'model'")
     return tensors
+
+
+def write_weights(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, str]) -> None:
+    """Writes tensors by name as fp16 safetensors, with facts about them in the file's metadata; whole or not at all.
+
+    Not by safetensors' save_file, which makes a file that only its owner can read. Raises OSError.
+    """
+    halved = {
+        name: (value.half() if value.is_floating_point() else value).contiguous().cpu()
+        for name, value in tensors.items()
+    }
+    partial = path.with_suffix(".partial")
+    try:
+        partial.write_bytes(save(halved, metadata=dict(facts)))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

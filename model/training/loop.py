@@ -18,11 +18,10 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from model.checkpoints import BUNDLED_CONFIG, network_of, read_weights
+from model.checkpoints import BUNDLED_CONFIG, network_of, read_weights, write_weights
 from model.network import PIXEL_DEVIATION, PIXEL_MEAN
 from model.proposer import boxes_of_cells
 from model.sam2_module import PRIOR_LOGIT, FacingsModule, FeatureMaps, build_module, load_weights
@@ -280,19 +279,12 @@ class _Run:
     def export(self, *, score_threshold: float | None = None) -> Path:
         """Writes the averaged weights as fp16 safetensors, with how they came about in the file's metadata."""
         path = self.options.out / "facings-nano.safetensors"
-        tensors = {
-            name: (value.half() if value.is_floating_point() else value).contiguous().cpu()
-            for name, value in cast(FacingsModule, self.average.module).state_dict().items()
-        }
         names = ("minutes", "seed", "batch_size", "prompts_per_picture", "picture_px", "learning_rate")
         facts = {name: str(getattr(self.options, name)) for name in names}
         facts |= {"network": self.config, "steps": str(self.step)}
         if score_threshold is not None:
             facts["score_threshold"] = f"{score_threshold:g}"
-        # Not save_file, which makes a file that only its owner can read.
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(save(tensors, metadata=facts))
-        partial.replace(path)
+        write_weights(path, self.average.module.state_dict(), facts)
         return path
 
 

@@ -19,14 +19,13 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.ops import nms
 
 from model.boxes import iou_matrix
-from model.checkpoints import PRETRAINED_CONFIG, read_weights
+from model.checkpoints import PRETRAINED_CONFIG, read_weights, write_weights
 from model.network import PIXEL_DEVIATION, PIXEL_MEAN
 from model.pretrained_trunk import EfficientNetLite
 from model.proposer import boxes_of_cells, peaks
@@ -201,11 +200,8 @@ class Learner:
 
     def export(self, path: Path, facts: dict[str, str]) -> None:
         """The averaged weights as fp16 safetensors."""
-        tensors = {
-            name: (value.half() if value.is_floating_point() else value).contiguous().cpu()
-            for name, value in self.average.module.state_dict().items()
-        }
-        save_file(tensors, path, metadata=facts | {"network": PRETRAINED_CONFIG, "steps": str(self.step)})
+        facts = facts | {"network": PRETRAINED_CONFIG, "steps": str(self.step)}
+        write_weights(path, self.average.module.state_dict(), facts)
 
 
 def normalised(images: torch.Tensor) -> torch.Tensor:
