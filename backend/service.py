@@ -20,6 +20,7 @@ from backend.photos.loader import Access, PhotoLoader
 from backend.reporting import to_client_error
 from backend.settings import Settings
 from model import Detections, Engine, Lane, NotReady, Photo, Prompt, Sam2Engine
+from model.types import FloatArray
 
 # How long a request waits for weights that are still loading. An annotator may be waiting for it.
 LOADING_WAIT_S = 10.0
@@ -122,14 +123,26 @@ class Service:
         return self._answer(photo, detections)
 
     def refine(
-        self, photo: Photo, prompts: Sequence[Prompt], *, want_masks: bool = False, deadline: float | None = None
-    ) -> Answer:
-        """One box for each prompt, in order; with `want_masks` its mask too. Raises EngineError."""
+        self,
+        photo: Photo,
+        prompts: Sequence[Prompt],
+        *,
+        accepted_xyxy: FloatArray | None = None,
+        want_masks: bool = False,
+        deadline: float | None = None,
+    ) -> list[Answer]:
+        """What each prompt names, in order: no box, one or several; with `want_masks` their masks too.
+
+        accepted_xyxy: boxes `[N, 4]`, in photo pixels, of other objects that an annotator has accepted on this photo.
+        Raises EngineError.
+        """
         with self._asking():
-            detections = self.engine.refine(photo, prompts, want_masks=want_masks, deadline=deadline)
+            found = self.engine.refine(
+                photo, prompts, accepted_xyxy=accepted_xyxy, want_masks=want_masks, deadline=deadline
+            )
         self.metrics.count_photo("done")
-        self.metrics.count_boxes("prompt", len(detections))
-        return self._answer(photo, detections)
+        self.metrics.count_boxes("prompt", sum(map(len, found)))
+        return [self._answer(photo, detections) for detections in found]
 
     def failed(self, error: Exception) -> FacingsError:
         """Counts the failure of one photo, and gives it as a client may see it."""

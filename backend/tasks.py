@@ -12,18 +12,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
+import numpy as np
+
+from backend.label_studio.corrections import corrected, replaced_by
 from backend.label_studio.label_config import ImageControls, LabelConfig
 from backend.label_studio.predictions import photo_address
-from backend.label_studio.prompts import AnnotatorPrompt
+from backend.label_studio.prompts import AnnotatorPrompt, Correction
 from backend.label_studio.regions import Region, regions_from_detections
+from backend.label_studio.standing import StandingBox, standing_boxes
 from backend.photos.loader import Access
 from backend.reporting import log_event
 from backend.service import Answer, Service
-from model import DeadlineExceeded, Lane, NotReady, Photo
+from model import DeadlineExceeded, Lane, NotReady, Photo, Prompt
+from model.types import FloatArray
 
 Value = TypeVar("Value")
+
+NO_POINTS = np.zeros((0, 2), np.float32)
 
 
 def load_photos(
@@ -55,12 +63,39 @@ def detect(
     lane: Lane = "bulk",
     deadline: float | None = None,
 ) -> Answer:
-    """All facings on the photo of one image of the label config.
+    """All facings on the photo of one image of the label config, without less sure ones.
 
     score_threshold: None takes the box control's `model_score_threshold`, then the engine's. Raises EngineError.
     """
-    threshold = image.boxes.score_threshold if score_threshold is None else score_threshold
+    threshold = _threshold(image, score_threshold)
     return service.preannotate(photo, score_threshold=threshold, lane=lane, deadline=deadline)
+
+
+def preannotate_image(
+    service: Service,
+    photo: Photo,
+    image: ImageControls,
+    *,
+    score_threshold: float | None = None,
+    lane: Lane = "bulk",
+    deadline: float | None = None,
+) -> list[Region]:
+    """Regions of all facings on the photo of one image, less sure ones with their own label where the label config has
+    one. score_threshold: of the others, as in `detect`. Raises EngineError."""
+    unsure = image.boxes.unsure_label
+    if unsure is None:
+        found = detect(service, photo, image, score_threshold=score_threshold, lane=lane, deadline=deadline)
+        return regions_from_detections(found.detections, found.size_wh, image)
+    service.wait_ready(deadline=deadline)  # the engine's threshold is known then
+    sure = _threshold(image, score_threshold)
+    sure = service.engine.score_threshold if sure is None else sure
+    found = service.preannotate(photo, score_threshold=image.boxes.least_score(sure), lane=lane, deadline=deadline)
+    labels = [image.boxes.default_label if score >= sure else unsure for score in found.detections.scores]
+    return regions_from_detections(found.detections, found.size_wh, image, labels=labels)
+
+
+def _threshold(image: ImageControls, score_threshold: float | None) -> float | None:
+    return image.boxes.score_threshold if score_threshold is None else score_threshold
 
 
 def preannotate(
@@ -83,8 +118,7 @@ def preannotate(
 
     def answer(image: ImageControls) -> list[Region]:
         photo = photo_of[image.image_name]
-        found = detect(service, photo, image, score_threshold=score_threshold, lane=lane, deadline=deadline)
-        return regions_from_detections(found.detections, found.size_wh, image)
+        return preannotate_image(service, photo, image, score_threshold=score_threshold, lane=lane, deadline=deadline)
 
     read = [image for image in config.images if image.image_name in photo_of]
     return _joined(_for_each_image(service, read, answer, task_id))
@@ -94,32 +128,102 @@ def refine(
     service: Service,
     data: Any,
     config: LabelConfig,
-    prompts: Sequence[AnnotatorPrompt],
+    prompts: Sequence[AnnotatorPrompt | Correction],
     *,
+    standing: Sequence[Region] = (),
+    is_submitted: bool = False,
     task_id: int | str | None,
     access: Access | None = None,
     deadline: float | None = None,
 ) -> list[Region]:
     """Regions that answer an annotator's prompts, each on its own photo of the task with this `data`.
 
-    Masks are asked for where the label config has a control that takes them. Raises as load_photos, and EngineError.
+    standing: the regions that the annotator sees on the task; is_submitted: whether they were submitted before. An
+    answer takes the place of a standing box of the same object. Masks are asked for where the label config has a
+    control that takes them. Raises as load_photos, and EngineError.
     """
 
     def answer(image: ImageControls) -> list[Region]:
-        asked = [prompt for prompt in prompts if prompt.image_name == image.image_name]
-        photo = service.photo(photo_address(data, image), access=access, task_id=task_id, deadline=deadline)
-        found = service.refine(
-            photo,
-            [prompt.to_prompt(photo.size_wh) for prompt in asked],
-            want_masks=bool(image.polygons or image.brushes),
+        return refine_image(
+            service,
+            lambda: service.photo(photo_address(data, image), access=access, task_id=task_id, deadline=deadline),
+            image,
+            prompts,
+            standing_boxes(standing, image, is_submitted=is_submitted),
             deadline=deadline,
         )
-        labels, ids = [prompt.label for prompt in asked], [prompt.region_id for prompt in asked]
-        return regions_from_detections(found.detections, found.size_wh, image, labels=labels, ids=ids)
 
     names = {prompt.image_name for prompt in prompts}
     images = [image for image in config.images if image.image_name in names]
     return _joined(_for_each_image(service, images, answer, task_id))
+
+
+def refine_image(
+    service: Service,
+    load: Callable[[], Photo],
+    image: ImageControls,
+    prompts: Sequence[AnnotatorPrompt | Correction],
+    standing: Sequence[StandingBox],
+    *,
+    deadline: float | None = None,
+) -> list[Region]:
+    """Regions that answer the prompts on one image of the label config. load: its photo; corrections need none."""
+    own = [prompt for prompt in prompts if prompt.image_name == image.image_name]
+    regions = [region for one in own if isinstance(one, Correction) for region in corrected(standing, one.points)]
+    for region in regions:
+        if region.get("value", {}).get("rectanglelabels") == [image.boxes.unsure_label]:
+            region["value"] = {**region["value"], "rectanglelabels": [image.boxes.default_label]}
+    asked = [one for one in own if isinstance(one, AnnotatorPrompt)]
+    return [*regions, *(_answered(service, load(), image, asked, standing, deadline) if asked else ())]
+
+
+def _answered(
+    service: Service,
+    photo: Photo,
+    image: ImageControls,
+    prompts: Sequence[AnnotatorPrompt],
+    standing: Sequence[StandingBox],
+    deadline: float | None,
+) -> list[Region]:
+    """The regions of the prompts' objects on one photo."""
+    size = np.array(photo.size_wh * 2, np.float32)
+    accepted = [box.bounds for box in standing if box.is_accepted]
+    asked = [_marked(prompt.to_prompt(photo.size_wh), size, standing) for prompt in prompts]
+    answers = service.refine(
+        photo,
+        asked,
+        accepted_xyxy=np.array(accepted, np.float32).reshape(-1, 4) * size,
+        want_masks=bool(image.polygons or image.brushes),
+        deadline=deadline,
+    )
+    regions: list[Region] = []
+    free = list(standing)
+    for drawn, prompt, found in zip(prompts, asked, answers, strict=True):
+        ids: list[str | None] = []
+        labels: list[str] = []
+        for index, box in enumerate(found.detections.boxes_xyxy):
+            replaced = replaced_by(box / size, prompt.points_xy[prompt.is_foreground] / size[:2], free)
+            own_id = drawn.region_id if index == 0 else None
+            ids.append(own_id or (str(replaced[0].region["id"]) if replaced else None))
+            regions += [one.removed() for one in (replaced if own_id else replaced[1:])]
+            regions += [detail for one in replaced[:1] if not own_id for detail in one.details]
+            free = [one for one in free if one not in replaced]
+            labels.append(drawn.label or _kept_label(replaced, image) or image.boxes.default_label)
+        regions += regions_from_detections(found.detections, found.size_wh, image, labels=labels, ids=ids)
+    return regions
+
+
+def _kept_label(replaced: Sequence[StandingBox], image: ImageControls) -> str | None:
+    """The label that the answer takes over: what an annotator points at is no longer unsure."""
+    label = replaced[0].label if replaced else None
+    return label if label in image.boxes.labels and label != image.boxes.unsure_label else None
+
+
+def _marked(prompt: Prompt, size: FloatArray, standing: Sequence[StandingBox]) -> Prompt:
+    """The prompt, marked as redrawn where its rectangle lies over a standing box."""
+    if prompt.box_xyxy is None:
+        return prompt
+    return replace(prompt, is_redrawn=bool(replaced_by(prompt.box_xyxy / size, NO_POINTS, standing)))
 
 
 def _for_each_image(

@@ -35,6 +35,7 @@ TileBoxes = tuple[FloatArray, FloatArray]  # boxes [N, 4] with scores [N]
 
 MERGED_LIMIT, MERGED_PER_TILE = 1000, 200  # boxes that are merged and remembered at least, however few are asked for
 GRID_DUPLICATE_IOU = 0.7  # SAM2AutomaticMaskGenerator's
+EXCESS_WIDTH = 0.05  # of their width, by which the bundled detectors' boxes are too wide on real shelves
 CUT_MARGIN = 4.0  # tile pixels: a box this close to an inner edge of its tile is cut
 PROMPT_MARGIN = 0.15  # of the sides of a box that prompts SAM 2: its object may reach this far beyond it
 LEAST_PROMPT_IOU = 0.5  # of SAM 2's box with its prompt; below, the decoder took a part or a group for the object
@@ -72,7 +73,7 @@ class HeadDetector:
         with timed(self.observer, "merge"):
             merged_limit = max(limit, MERGED_LIMIT, MERGED_PER_TILE * len(tiles))
             boxes, scores = merge_proposals(*_joined(proposed), limit=merged_limit)
-        found = Detections(boxes_xyxy=boxes, scores=scores)
+        found = Detections(boxes_xyxy=_narrowed(boxes), scores=scores)
         self.known_boxes.put(photo, found)
         return _best(found, score_threshold, limit)
 
@@ -207,6 +208,13 @@ def _best(found: Detections, score_threshold: float, limit: int) -> Detections:
     return good.first(limit)
 
 
+def _narrowed(boxes_xyxy: FloatArray) -> FloatArray:
+    """Merged boxes `[N, 4]` without their usual excess."""
+    excess = EXCESS_WIDTH / 2 * (boxes_xyxy[:, 2] - boxes_xyxy[:, 0])
+    nothing = np.zeros_like(excess)
+    return np.asarray(boxes_xyxy + np.stack([excess, nothing, -excess, nothing], axis=1), np.float32)
+
+
 def _refined(network: Network, features: Features, boxes_xyxy: FloatArray) -> FloatArray:
     """Boxes `[P, 4]` of one tile, in photo pixels, as SAM 2 sees their objects; a box stays as it is where SAM 2 sees
     something else."""
@@ -227,7 +235,7 @@ def _refined(network: Network, features: Features, boxes_xyxy: FloatArray) -> Fl
 
 def _click(features: Features, point_xy: FloatArray) -> TilePrompt:
     yes, proposals = np.ones(1, np.bool_), features.proposals
-    prior = prior_box(proposals.boxes_xyxy, proposals.scores, point_xy[None], yes, None) if proposals else None
+    prior = prior_box(proposals.boxes_xyxy, proposals.scores, point_xy[None]) if proposals else None
     return TilePrompt(features=features, points_xy=point_xy[None], is_foreground=yes, box_xyxy=None, prior_xyxy=prior)
 
 

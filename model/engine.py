@@ -34,7 +34,7 @@ from model.refine import Refiner, RefineRequest
 from model.sam2_module import has_proposal_head
 from model.scheduler import Scheduler
 from model.stages import UNOBSERVED, Observer
-from model.types import Detections, EngineError, EngineStats, Lane, NotReady, Photo, Prompt, State
+from model.types import Detections, EngineError, EngineStats, FloatArray, Lane, NotReady, Photo, Prompt, State
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ class Sam2Engine:
         self._loaded: _Loaded | None = None
         self._failure: str | None = None
         self._closed = False
-        self._scheduler: Scheduler[RefineRequest, Detections] = Scheduler(
+        self._scheduler: Scheduler[RefineRequest, list[Detections]] = Scheduler(
             start_up=self._start_up, answer=self._answer, observer=observer
         )
 
@@ -222,16 +222,26 @@ class Sam2Engine:
         return self._scheduler.run(work, lane=lane, deadline=deadline)
 
     def refine(
-        self, photo: Photo, prompts: Sequence[Prompt], *, want_masks: bool = False, deadline: float | None = None
-    ) -> Detections:
-        """One box for each prompt, in order, tight around the object it names; with `want_masks` its mask too.
+        self,
+        photo: Photo,
+        prompts: Sequence[Prompt],
+        *,
+        accepted_xyxy: FloatArray | None = None,
+        want_masks: bool = False,
+        deadline: float | None = None,
+    ) -> list[Detections]:
+        """What each prompt names, in order: see model.types.Engine.
 
-        A prompt whose object was not found gets its own box back, or an empty box at its point, with score 0. The boxes
-        of a photo that was pre-annotated by this engine help to answer, so that the same prompt may be answered
-        differently before and after, and by two replicas of one version. Raises as `preannotate` does.
+        The boxes of a photo that was pre-annotated by this engine help to answer, so that the same prompt may be
+        answered differently before and after, and by two replicas of one version. Raises as `preannotate` does.
         """
         self._wait_ready_until(deadline)
-        request = RefineRequest(photo=photo, prompts=tuple(prompts), want_masks=want_masks)
+        request = RefineRequest(
+            photo=photo,
+            prompts=tuple(prompts),
+            want_masks=want_masks,
+            accepted_xyxy=np.zeros((0, 4), np.float32) if accepted_xyxy is None else accepted_xyxy,
+        )
         return self._scheduler.ask(request, deadline=deadline)
 
     def close(self) -> None:
@@ -250,7 +260,7 @@ class Sam2Engine:
 
     # -- on the device thread ----------------------------------------------------------------------------------------
 
-    def _answer(self, requests: Sequence[RefineRequest]) -> list[Detections | Exception]:
+    def _answer(self, requests: Sequence[RefineRequest]) -> list[list[Detections] | Exception]:
         return self._ready.refiner.answer(requests)
 
     def _start_up(self) -> None:

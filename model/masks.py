@@ -48,49 +48,43 @@ def choose_masks(boxes: torch.Tensor, iou: torch.Tensor, size: int) -> torch.Ten
 
 def read_object(
     prompt: TilePrompt, plane: FloatArray, score: float, size_wh: tuple[int, int], *, want_mask: bool
-) -> FoundObject:
-    """The object of one mask plane `[h, w]`: the connected part that the prompt touches, its box and its mask.
+) -> FoundObject | None:
+    """The object of one mask plane `[h, w]`: the connected parts that the prompt touches, their box and their mask;
+    None for an empty plane.
 
     size_wh: of the photo.
     """
     tile = prompt.features.tile
     part = _touched_part(plane > 0, prompt)
     if part is None:
-        box, score = _box_of_prompt(prompt), 0.0
-    else:
-        plane = np.where(part, plane, np.minimum(plane, -1e-3))
-        box = geometry.mask_boxes(torch.from_numpy(plane)[None], MASK_STRIDE).numpy()[0]
-        proposals = prompt.proposals
-        if proposals is not None and not want_mask:  # a mask that is handed out must fill its box exactly
-            box = averaged_with_proposal(box, proposals.boxes_xyxy, proposals.scores)
+        return None
+    plane = np.where(part, plane, np.minimum(plane, -1e-3))
+    box = geometry.mask_boxes(torch.from_numpy(plane)[None], MASK_STRIDE).numpy()[0]
+    proposals = prompt.proposals
+    if proposals is not None and not want_mask:  # a mask that is handed out must fill its box exactly
+        box = averaged_with_proposal(box, proposals.boxes_xyxy, proposals.scores)
     box = geometry.clip_boxes(tile.to_photo(box), size_wh)
     mask = _mask_in_photo(plane, box, tile) if want_mask else None
     return FoundObject(box_xyxy=box, score=score, mask=mask)
 
 
 def _touched_part(mask: BoolArray, prompt: TilePrompt) -> BoolArray | None:
-    """The connected part of `mask` under the first foreground point, else the one with most pixels in the prompt's box,
+    """The connected parts of `mask` under the foreground points, else the one with most pixels in the prompt's box,
     else the largest; None for an empty mask."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
     if count < 2:
         return None
     height, width = mask.shape
-    for point in prompt.points_xy[prompt.is_foreground]:
-        x, y = np.clip((point / MASK_STRIDE).astype(int), 0, (width - 1, height - 1))
-        if labels[y, x]:
-            return np.asarray(labels == labels[y, x])
+    cells = np.clip((prompt.points_xy[prompt.is_foreground] / MASK_STRIDE).astype(int), 0, (width - 1, height - 1))
+    touched = np.unique(labels[cells[:, 1], cells[:, 0]])
+    if touched.any():
+        return np.isin(labels, touched[touched > 0])
     if prompt.box_xyxy is not None:
         x0, y0, x1, y1 = (prompt.box_xyxy / MASK_STRIDE).round().astype(int).clip(0, max(height, width))
         inside = np.bincount(labels[y0:y1, x0:x1].ravel(), minlength=count)[1:]
         if inside.any():
             return np.asarray(labels == 1 + inside.argmax())
     return np.asarray(labels == 1 + stats[1:, cv2.CC_STAT_AREA].argmax())
-
-
-def _box_of_prompt(prompt: TilePrompt) -> FloatArray:
-    if prompt.box_xyxy is not None:
-        return prompt.box_xyxy
-    return np.tile(prompt.points_xy[prompt.is_foreground][0], 2)
 
 
 def _mask_in_photo(plane: FloatArray, box: FloatArray, tile: Tile) -> Mask:

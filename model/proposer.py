@@ -16,7 +16,6 @@ from model.boxes import iou_matrix
 from model.trunk import convolution
 from model.types import BoolArray, FloatArray
 
-LEAST_OVERLAP = 0.3  # IoU of a proposal with the annotator's box that it may stand for
 AGREEING_OVERLAP = 0.6  # IoU of a proposal with the decoder's box, from which both mean the same object
 CLICK_SPREAD = 0.1  # of clicks around the middle of their object: square of the distance in shares of the sides
 STRIDE = 4  # pixels of the tile for each cell of the head's maps
@@ -98,36 +97,22 @@ def peaks(centre_logits: torch.Tensor, distances: torch.Tensor, *, limit: int) -
     return boxes.gather(1, cells[..., None].expand(-1, -1, 4)), top_scores
 
 
-def prior_box(
-    boxes_xyxy: FloatArray,
-    scores: FloatArray,
-    points_xy: FloatArray,
-    is_foreground: BoolArray,
-    box_xyxy: FloatArray | None,
-) -> FloatArray | None:
-    """The box `[4]` that the object of a prompt probably fills, or None when nothing is known of it.
-
-    The prompt's own box, unless a background point is in it. Else the most confident proposal that holds all foreground
-    points and no background point: after a single click those count more in whose middle it is, and with a box those
-    that overlap it. The prompt's own box where there is no such proposal.
+def prior_box(boxes_xyxy: FloatArray, scores: FloatArray, points_xy: FloatArray) -> FloatArray | None:
+    """The proposal `[4]` that the object under these foreground points `[N, 2]` probably fills: the most confident one
+    that holds them all. A single click is usually near the middle, so that proposals count more in whose middle it is.
+    None where there is none.
     """
-    if box_xyxy is not None and not _inside(points_xy[~is_foreground], box_xyxy[None]).any():
-        return box_xyxy
-    inside = _inside(points_xy, boxes_xyxy)
-    likelihood = np.where((inside == is_foreground[:, None]).all(0), scores, 0.0)
-    if box_xyxy is not None:
-        overlap = iou_matrix(boxes_xyxy, box_xyxy[None])[:, 0]
-        likelihood = likelihood * np.where(overlap > LEAST_OVERLAP, overlap, 0.0)
-    elif len(points_xy) == 1:  # a single click is usually near the middle
+    likelihood = np.where(holds(boxes_xyxy, points_xy).all(1), scores, 0.0)
+    if len(points_xy) == 1:
         centres, sides = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2, boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
         offset = (points_xy - centres) / np.maximum(sides, 1e-6)
         likelihood = likelihood * np.exp(-(offset**2).sum(1) / CLICK_SPREAD)
-    return np.asarray(boxes_xyxy[likelihood.argmax()]) if likelihood.any() else box_xyxy
+    return np.asarray(boxes_xyxy[likelihood.argmax()]) if likelihood.any() else None
 
 
-def _inside(points_xy: FloatArray, boxes_xyxy: FloatArray) -> BoolArray:
-    """Which points `[N, 2]` are in which boxes `[M, 4]`: `[N, M]`."""
-    inside = (points_xy[:, None] > boxes_xyxy[None, :, :2]) & (points_xy[:, None] < boxes_xyxy[None, :, 2:])
+def holds(boxes_xyxy: FloatArray, points_xy: FloatArray) -> BoolArray:
+    """Which boxes `[M, 4]` have which points `[N, 2]` inside: `[M, N]`."""
+    inside = (points_xy > boxes_xyxy[:, None, :2]) & (points_xy < boxes_xyxy[:, None, 2:])
     return np.asarray(inside.all(-1))
 
 

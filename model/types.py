@@ -98,6 +98,7 @@ class Prompt:
     points_xy: float32 `[N, 2]`.
     is_foreground: bool `[N]`; False marks a point that the object must not contain.
     box_xyxy: float32 `[4]` with x0 < x1 and y0 < y1, or None.
+    is_redrawn: whether the box was drawn over one that was wrong; then its edges count more, and the network's less.
 
     At least one foreground point or a box is needed: background points alone name no object.
     """
@@ -105,6 +106,7 @@ class Prompt:
     points_xy: FloatArray = field(default_factory=lambda: np.zeros((0, 2), np.float32))
     is_foreground: BoolArray = field(default_factory=lambda: np.zeros(0, np.bool_))
     box_xyxy: FloatArray | None = None
+    is_redrawn: bool = False
 
     def __post_init__(self) -> None:
         points = np.array(self.points_xy, np.float32).reshape(-1, 2)
@@ -254,12 +256,24 @@ class Engine(Protocol):
         ...
 
     def refine(
-        self, photo: Photo, prompts: Sequence[Prompt], *, want_masks: bool = False, deadline: float | None = None
-    ) -> Detections:
-        """One box for each prompt, in order; with `want_masks` its mask too.
+        self,
+        photo: Photo,
+        prompts: Sequence[Prompt],
+        *,
+        accepted_xyxy: FloatArray | None = None,
+        want_masks: bool = False,
+        deadline: float | None = None,
+    ) -> list[Detections]:
+        """What each prompt names, in order; with `want_masks` the masks too.
 
-        A prompt whose object was not found gets its own box back, or an empty box at its point, with score 0. What the
-        engine remembers of the photo may make the answer better, so that it need not be the same each time.
+        A rectangle names one object, and comes back as it was drawn, with score 0, where nothing is found. Points name
+        one object or several: those that nothing explains together are objects of their own. Every foreground point of
+        a prompt lies in one of its boxes, no background point lies inside one, and a rectangle's box overlaps it by an
+        IoU of 0.3 at least; where that cannot be, there is no box. Prompts outside the photo name nothing.
+
+        accepted_xyxy: float32 `[N, 4]`, boxes of other objects that an annotator has accepted on this photo; objects in
+        their row are probably alike. What the engine remembers of the photo may make the answer better, so that it need
+        not be the same each time.
         """
         ...
 

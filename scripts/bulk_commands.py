@@ -151,6 +151,7 @@ def preannotate_project(
     from backend.bulk.choice import Wanted
     from backend.bulk.jobs import dry_run as count_tasks
     from backend.bulk.jobs import preannotate_project as run
+    from backend.bulk.jobs import version_for
     from backend.bulk.outputs import check_outputs
     from scripts import preannotate as printing
 
@@ -169,7 +170,7 @@ def preannotate_project(
         if dry_run:
             from model import version_of
 
-            version = version_of(settings.engine_options())
+            version = version_for(version_of(settings.engine_options()), source.label_config, score_threshold)
             with progress("dry run") as show:
                 tally = count_tasks(source, version, wanted, show=show)
             printing.print_dry_run_of_project(source, version, wanted, tally)

@@ -48,7 +48,10 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first photos of the file.", show_default=False)
     ] = None,
-    prompts: Annotated[bool, typer.Option("--prompts", help="Also measure clicks and rough boxes.")] = False,
+    prompts: Annotated[bool, typer.Option("--prompts", help="Also measure clicks, Alt-clicks and rectangles.")] = False,
+    annotate: Annotated[
+        bool, typer.Option("--annotate", help="Also play an annotator, and count actions until all boxes are right.")
+    ] = False,
     sweep: Annotated[bool, typer.Option("--sweep", help="Also count corrections at many score thresholds.")] = False,
     score_threshold: ThresholdOption = None,
     checkpoint: CheckpointOption = None,
@@ -57,20 +60,23 @@ def evaluate(
     """Measure a checkpoint on photos with known boxes.
 
     Prints AP, AP50, AP75 and AR300 (COCO, 300 detections), the corrections an annotator would make for each 100
-    facings, and the seconds for each photo. Photos that cannot be measured are named on standard error and counted.
-    The last line is JSON.
+    facings, and the seconds for each photo. With --annotate the number that Facings lives for: actions per 100 facings
+    (clicks and keys count 1, drags 2), beside drawing everything by hand. Photos that cannot be measured are named on
+    standard error and counted. The last line is JSON.
 
     \b
     Examples:
       facings evaluate --photos shelves/images --truth shelves/coco.json
-      facings evaluate --photos shelves --truth export.json --limit 10 --prompts
+      facings evaluate --photos shelves --truth export.json --limit 10 --prompts --annotate
       facings evaluate --photos shelves --truth coco.json --sweep --checkpoint runs/a/facings-nano.safetensors
     """
     from scripts.measure import evaluate as command
 
     known = _known(truth, photos, control, limit)
     with open_bulk_service(read_settings(checkpoint=checkpoint, device=device)) as service:
-        evaluation = command.evaluate(service, known, score_threshold=score_threshold, prompts=prompts, sweep=sweep)
+        evaluation = command.evaluate(
+            service, known, score_threshold=score_threshold, prompts=prompts, annotate=annotate, sweep=sweep
+        )
     command.print_report(evaluation)
 
 

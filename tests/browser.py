@@ -35,7 +35,9 @@ FLAGS = (
 )
 TIMEOUT_S = 120.0  # Label Studio waits up to 100 s for the boxes of a task that is opened
 
-Tool = Literal["key-point-tool", "rectangle-tool"]
+Tool = Literal["point", "rectangle"]
+TOOLS: dict[Tool, str] = {"point": "key-point-tool", "rectangle": "rectangle-tool"}
+PAUSE_MS = 300  # after a key, whose effect has no event of its own
 
 _READY = """task => {
     if (window.Htx?.task?.id != task || !window.Htx.annotationStore?.selected) return false;
@@ -49,8 +51,9 @@ _SUGGESTIONS = """() => [...window.Htx.annotationStore.selected.suggestions.valu
     id: region.cleanId, ...region.serialize(), from_name: region.results[0].from_name.name,
     type: region.results[0].type, labels: region.labels}))"""
 _PHOTO_ON_PAGE = """() => {
-    const box = document.querySelector('.konvajs-content').getBoundingClientRect();
-    return [box.x, box.y, box.width, box.height];
+    const box = document.querySelector('.konvajs-content').getBoundingClientRect();  // may be wider than the photo
+    const image = window.Htx.annotationStore.selected.objects.find(object => object.type === 'image');
+    return [box.x, box.y, image.stageWidth, image.stageHeight];
 }"""
 
 
@@ -114,33 +117,40 @@ class Annotator:
         """The rectangles drawn on the photo, pending prompts included, suggestions not."""
         return [_box(region) for region in self.page.evaluate(_REGIONS) if region["type"] == "rectanglelabels"]
 
+    def points(self) -> int:
+        """How many points are drawn on the photo: prompts that wait, or that nobody answered."""
+        return sum("keypoint" in region["type"] for region in self.page.evaluate(_REGIONS))
+
     def suggestions(self) -> list[Box]:
         """The boxes that the backend suggests and the annotator has not accepted yet."""
         return [_box(region) for region in self.page.evaluate(_SUGGESTIONS) if region["type"] == "rectanglelabels"]
 
-    def start_prompting(self, label: str, tool: Tool) -> None:
-        """Turns Auto-Annotation on, without auto-accept, and takes a smart tool in hand for prompts with a label."""
+    def start_prompting(self, tool: Tool, *, auto_accept: bool = False) -> None:
+        """Turns Auto-Annotation on, with or without auto-accept, and takes a smart tool in hand."""
         self.page.get_by_test_id("bottombar-auto-annotation-toggle").check(force=True)
-        self.page.get_by_test_id("bottombar-auto-accept-toggle").uncheck(force=True)
-        self._label = self.page.locator(".lsf-labels .lsf-label_clickable").filter(has_text=label).first
-        self._take_label()
+        accept = self.page.get_by_test_id("bottombar-auto-accept-toggle")
+        accept.set_checked(auto_accept, force=True)
+        self.page.mouse.click(5, 400)  # the switch keeps the focus, and hotkeys do nothing meanwhile
         self.page.locator(".lsf-toolbar__group > .lsf-tool_smart").hover()
-        self.page.locator(f'.lsf-toolbar__smart button[aria-label="{tool}"]').click()
+        self.page.locator(f'.lsf-toolbar__smart button[aria-label="{TOOLS[tool]}"]').click()
+
+    def press(self, key: str) -> None:
+        """A key, or keys held together, such as `Control+z`."""
+        self.page.keyboard.press(key)
+        self.page.wait_for_timeout(PAUSE_MS)
 
     def click(self, x: float, y: float, *, negative: bool = False) -> None:
         """A smart keypoint; negative: with Alt held, for what the object must not contain."""
-        self._take_label()
-        with self._answer(), self._held(*(("Control", "Alt") if negative else ("Control",))):
-            self.page.mouse.click(*self._on_page(x, y))
+        with self._answer(), self.held(*(("Control", "Alt") if negative else ("Control",))):
+            self.page.mouse.click(*self.on_page(x, y))
 
     def drag(self, box: Box) -> None:
         """A smart rectangle."""
-        self._take_label()
-        with self._answer(), self._held("Control"):
-            self.page.mouse.move(*self._on_page(box.x, box.y))
+        with self._answer(), self.held("Control"):
+            self.page.mouse.move(*self.on_page(box.x, box.y))
             self.page.mouse.down()
-            self.page.mouse.move(*self._on_page(box.x + box.width / 2, box.y + box.height / 2))
-            self.page.mouse.move(*self._on_page(box.x + box.width, box.y + box.height))
+            self.page.mouse.move(*self.on_page(box.x + box.width / 2, box.y + box.height / 2))
+            self.page.mouse.move(*self.on_page(box.x + box.width, box.y + box.height))
             self.page.mouse.up()
 
     def accept(self) -> None:
@@ -158,11 +168,6 @@ class Annotator:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=path)
 
-    def _take_label(self) -> None:
-        """Label Studio lets go of the label after each prompt."""
-        if "lsf-label_selected" not in (self._label.get_attribute("class") or ""):
-            self._label.click()
-
     @contextmanager
     def _answer(self) -> Iterator[None]:
         with self.page.expect_response(lambda response: "/interactive-annotating" in response.url):
@@ -170,15 +175,16 @@ class Annotator:
         self.page.wait_for_function(_ANSWERED)
 
     @contextmanager
-    def _held(self, *keys: str) -> Iterator[None]:
-        """Control prompts even inside a box, where a plain click would select that box."""
+    def held(self, *keys: str) -> Iterator[None]:
+        """Keys held down. Control prompts even inside a box, where a plain click would select that box."""
         for key in keys:
             self.page.keyboard.down(key)
         yield
         for key in reversed(keys):
             self.page.keyboard.up(key)
 
-    def _on_page(self, x: float, y: float) -> tuple[float, float]:
+    def on_page(self, x: float, y: float) -> tuple[float, float]:
+        """Where a place on the photo is on the page, in pixels."""
         left, top, width, height = self.page.evaluate(_PHOTO_ON_PAGE)
         return left + width * x / 100, top + height * y / 100
 

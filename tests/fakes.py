@@ -86,15 +86,32 @@ class FakeEngine:
         return found.above(self.score_threshold if score_threshold is None else score_threshold)
 
     def refine(
-        self, photo: Photo, prompts: Sequence[Prompt], *, want_masks: bool = False, deadline: float | None = None
-    ) -> Detections:
-        self._begin(deadline, method="refine", digest=photo.digest, prompts=list(prompts), want_masks=want_masks)
-        areas = [self._area_at(photo, prompt) for prompt in prompts]
-        return Detections(
-            boxes_xyxy=np.array([_bounds(area) for area in areas], np.float32),
-            scores=np.full(len(areas), 0.8, np.float32),
-            masks=[Mask(bitmap=area, left=0, top=0) for area in areas] if want_masks else None,
+        self,
+        photo: Photo,
+        prompts: Sequence[Prompt],
+        *,
+        accepted_xyxy: npt.NDArray[np.float32] | None = None,
+        want_masks: bool = False,
+        deadline: float | None = None,
+    ) -> list[Detections]:
+        accepted = [] if accepted_xyxy is None else accepted_xyxy.tolist()
+        self._begin(
+            deadline,
+            method="refine",
+            digest=photo.digest,
+            prompts=list(prompts),
+            accepted=accepted,
+            want_masks=want_masks,
         )
+        areas = [self._area_at(photo, prompt) for prompt in prompts]
+        return [
+            Detections(
+                boxes_xyxy=np.array([_bounds(area)], np.float32),
+                scores=np.full(1, 0.8, np.float32),
+                masks=[Mask(bitmap=area, left=0, top=0)] if want_masks else None,
+            )
+            for area in areas
+        ]
 
     def stats(self) -> EngineStats:
         return EngineStats(
@@ -129,6 +146,12 @@ class FakeEngine:
 
 
 _: Engine = FakeEngine()  # mypy compares them
+
+
+def first_boxes(answers: Sequence[Detections]) -> npt.NDArray[np.float32]:
+    """The first box `[4]` of each prompt's answer; zeros where there is none."""
+    boxes = [answer.boxes_xyxy[0] if len(answer) else np.zeros(4, np.float32) for answer in answers]
+    return np.array(boxes, np.float32).reshape(-1, 4)
 
 
 def _bounds(area: npt.NDArray[np.bool_]) -> Box:

@@ -83,15 +83,17 @@ def rough(box: Box) -> Box:
 
 
 def take_pictures(page: Annotator, project: int, task: int, facings: list[Box], folder: Path) -> None:
-    """A task as it opens, a click on one facing, and a rough rectangle around another."""
+    """A task as it opens, the page ready for clicks, a click on one facing, and a rough rectangle around another."""
     by_click, by_rectangle = facings
     page.open_task(project, task)
     _picture(page, folder / "open.png")
-    page.start_prompting("click", "key-point-tool")
+    page.start_prompting("point", auto_accept=True)
+    _picture(page, folder / "toolbar.png")
+    page.start_prompting("point")
     page.click(by_click.x + by_click.width / 2, by_click.y + by_click.height / 2)
     _picture(page, folder / "keypoint.png")
     page.accept()
-    page.start_prompting("region", "rectangle-tool")
+    page.start_prompting("rectangle")
     page.drag(rough(by_rectangle))
     _picture(page, folder / "rectangle.png")
     page.accept()

@@ -19,6 +19,7 @@ from model.quality import SWEEP
 from model.types import Detections, Photo, Prompt
 from scripts.labels import read_truth
 from scripts.measure import evaluate as command
+from scripts.measure.prompts import click_at, holds_prompt, jitter_boxes, largest_excess, rectangle, with_alt_click
 
 Boxes = Sequence[Sequence[float]]
 
@@ -32,7 +33,7 @@ def detected(boxes: Boxes, scores: Sequence[float] | None = None) -> Detections:
 
 def test_a_jittered_box_moves_each_edge_by_at_most_15_percent_and_stays_in_the_photo() -> None:
     boxes = np.tile([[0.0, 100, 40, 300], [360, 20, 400, 60]], (200, 1))
-    jittered = command.jitter_boxes(boxes, (400, 400), np.random.default_rng(0))
+    jittered = jitter_boxes(boxes, (400, 400), np.random.default_rng(0))
     sizes = np.tile(boxes[:, 2:] - boxes[:, :2], (1, 2))
     moved = np.abs(jittered - boxes) / sizes
     assert 0.14 < moved.max() <= 0.15 + 1e-6
@@ -55,12 +56,12 @@ class OracleEngine(FakeEngine):
         found = detected(boxes.tolist(), [0.9] * len(self.boxes) + [0.02])
         return found.above(self.score_threshold if score_threshold is None else score_threshold)
 
-    def refine(self, photo: Photo, prompts: Sequence[Prompt], **_: Any) -> Detections:
-        def pointed_at(prompt: Prompt) -> np.ndarray:
+    def refine(self, photo: Photo, prompts: Sequence[Prompt], **_: Any) -> list[Detections]:
+        def pointed_at(prompt: Prompt) -> list[np.ndarray]:
             x, y = prompt.points_xy[0] if prompt.box_xyxy is None else prompt.box_xyxy.reshape(2, 2).mean(0)
-            return next(box for box in self.boxes if box[0] <= x < box[2] and box[1] <= y < box[3])
+            return [box for box in self.boxes if box[0] <= x < box[2] and box[1] <= y < box[3]][:1]
 
-        return detected([pointed_at(prompt).tolist() for prompt in prompts])
+        return [detected([box.tolist() for box in pointed_at(prompt)]) for prompt in prompts]
 
 
 @pytest.fixture
@@ -149,3 +150,57 @@ def test_an_evaluation_without_any_readable_photo_is_refused(shelves: tuple[Path
         (shelves[0] / f"{number}.png").write_bytes(b"no photo")
     with pytest.raises(CommandError, match="none of 2 can be used"):
         evaluated(OracleEngine([A, B]), shelves)
+
+
+def test_the_played_annotator_needs_no_action_but_the_last_key_where_all_boxes_are_right(
+    shelves: tuple[Path, Path],
+) -> None:
+    actions = evaluated(OracleEngine([A, B]), shelves, annotate=True).actions
+    assert actions is not None
+    assert (actions.removals, actions.clicks, actions.trims, actions.drags) == (0, 0, 0, 0)
+    assert (actions.facings, actions.keys) == (4, 2), "one to submit each photo"
+    assert actions.per_100() == 50
+
+
+def test_the_played_annotator_removes_false_boxes_clicks_missed_facings_and_draws_what_does_not_fit(
+    shelves: tuple[Path, Path],
+) -> None:
+    class Careless(OracleEngine):
+        """Misses one facing until it is clicked, and boxes a wall."""
+
+        def preannotate(self, photo: Photo, **_: Any) -> Detections:
+            return detected([A, [300, 300, 390, 390]])
+
+    actions = evaluated(Careless([A, B]), shelves, annotate=True).actions
+    assert actions is not None
+    assert (actions.removals, actions.clicks, actions.trims, actions.drags) == (2, 2, 0, 0)
+    assert actions.keys == 2 * (1 + 1), "for each photo the point tool and submit"
+    shifted = evaluated(OracleEngine([A, B], shift_px=20), shelves, annotate=True).actions
+    assert shifted is not None
+    assert shifted.drags > 0
+
+
+def test_where_a_box_sticks_out_most_is_where_an_alt_click_goes() -> None:
+    known = np.array([100.0, 100, 200, 200])
+    assert largest_excess(known, known) is None
+    excess = largest_excess(np.array([90.0, 100, 240, 190]), known)
+    assert excess is not None
+    edge, strip = excess
+    assert (edge, strip.tolist()) == (2, [200, 100, 240, 190])
+    assert largest_excess(np.array([300.0, 300, 400, 400]), known) is None
+
+
+@pytest.mark.parametrize(
+    ("boxes", "prompt", "expected"),
+    [
+        ([], click_at([5, 5]), True),
+        ([[0, 0, 10, 10]], click_at([5, 5]), True),
+        ([[20, 20, 30, 30]], click_at([5, 5]), False),
+        ([[0, 0, 10, 10]], with_alt_click(click_at([5, 5]), [8, 8]), False),
+        ([[0, 0, 10, 10]], rectangle([0, 0, 12, 12]), True),
+        ([[0, 0, 10, 10]], rectangle([0, 0, 30, 30]), False),
+        ([[0, 0, 10, 10]], click_at([5, 5], [50, 50]), True),
+    ],
+)
+def test_an_answer_holds_its_prompt_or_not(boxes: Boxes, prompt: Prompt, expected: bool) -> None:
+    assert holds_prompt(detected(boxes), prompt, (100, 100)) == expected

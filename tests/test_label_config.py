@@ -167,10 +167,10 @@ def test_preannotated_boxes_get_the_marked_label_else_the_only_else_the_first(
     assert (boxes.default_label, boxes.default_label_reason) == (default_label, reason)
 
 
-def test_a_prompts_label_becomes_a_label_of_the_box_control() -> None:
+def test_a_prompts_label_becomes_a_label_of_the_box_control_or_names_none() -> None:
     labels = '<Label value="tag"/><Label value="pack" predicted_values="facing,pack region"/><Label value="box"/>'
     config = parse(IMAGE, rectangle_labels("box", labels))
-    expected = {None: "pack", "click": "pack", "tag": "tag", "box": "box", "pack region": "pack"}
+    expected = {None: None, "click": None, "tag": "tag", "box": "box", "pack region": "pack"}
     assert {name: config.label_for(name) for name in expected} == expected
 
 
@@ -311,14 +311,21 @@ def test_each_template_is_valid_has_a_header_and_keeps_prompts_apart_from_boxes(
     assert config.boxes.default_label_reason == "marked"
     assert config.prompts.keypoints == ("point",)
     assert config.prompts.rectangles == ("prompt",)
-    # What Label Studio sends together shares shape and label: a rectangle prompt must have a label that no box has.
-    prompt_labels = LabelInterface(xml).get_control("prompt").labels
-    assert not set(prompt_labels) & set(config.boxes.labels)
+    # Without labels of their own, prompts need no key before each of them, and never mix with boxes.
+    assert not LabelInterface(xml).get_control("prompt").labels
+    assert not LabelInterface(xml).get_control("point").labels
 
 
-def test_the_three_templates_have_the_controls_that_their_names_promise() -> None:
-    assert [path.name for path in TEMPLATES] == ["shelf_boxes.xml", "shelf_classes.xml", "shelf_masks.xml"]
+def test_the_templates_have_the_controls_that_their_names_promise() -> None:
+    assert [path.name for path in TEMPLATES] == [
+        "shelf_boxes.xml",
+        "shelf_classes.xml",
+        "shelf_masks.xml",
+        "shelf_unsure.xml",
+    ]
     configs = {path.stem: parse_label_config(path.read_text(encoding="utf-8")).images[0] for path in TEMPLATES}
     assert len(configs["shelf_classes"].boxes.labels) > 1
     assert configs["shelf_masks"].polygons
     assert configs["shelf_masks"].brushes
+    assert configs["shelf_unsure"].boxes.unsure_label == "unsure"
+    assert configs["shelf_unsure"].boxes.least_score(0.7) == 0.5

@@ -50,8 +50,8 @@ class ShelfTask:
     id: int
     shelf: Shelf
 
-    def keypoint(self, facing: int, *, label: str = "click") -> dict[str, Any]:
-        """A click into the middle of a facing, as the labelling page sends it."""
+    def keypoint(self, facing: int) -> dict[str, Any]:
+        """A click into the middle of a facing, as the labelling page sends it while no label is selected."""
         x0, y0, x1, y1 = self.shelf.boxes_xyxy[facing]
         width, height = SIZE_WH
         return {
@@ -62,14 +62,13 @@ class ShelfTask:
                 "x": float(x0 + x1) / 2 / width * 100,
                 "y": float(y0 + y1) / 2 / height * 100,
                 "width": 0.2,
-                "labels": [label],
-                "keypointlabels": [label],
+                "labels": [],
             },
             "is_positive": True,
             "id": f"prompt{facing}",
             "from_name": "point",
             "to_name": "image",
-            "type": "keypointlabels",
+            "type": "keypoint",
             "origin": "manual",
         }
 
@@ -221,13 +220,17 @@ def test_two_annotators_on_two_photos_each_get_the_box_of_their_own_photo(
 def test_two_projects_with_different_labels_share_one_backend(studio: Studio, facings: str, tmp_path: Path) -> None:
     client = studio.client
     asked = []
-    for title, label_config, label in (("boxes", SHELF_BOXES, "click"), ("classes", SHELF_CLASSES, "drink")):
+    for title, label_config, labels in (("boxes", SHELF_BOXES, []), ("classes", SHELF_CLASSES, ["drink"])):
         project = client.create_project(title, label_config)
         backend = client.connect_backend(project, facings)
         (task,) = shelf_tasks(client, project, tmp_path, range(400, 401))
-        asked.append((backend, task.id, task.keypoint(largest_facings(task.shelf, 1)[0], label=label)))
+        point = task.keypoint(largest_facings(task.shelf, 1)[0])
+        # With a label selected, the page sends the point once more, as an item of the control that has the label.
+        value = {**point["value"], "labels": labels, "rectanglelabels": labels}
+        labelled = [{**point, "from_name": "box", "type": "rectanglelabels", "value": value}] if labels else []
+        asked.append((backend, task.id, [point, *labelled]))
 
-    answers = [client.annotate_interactively(backend, task, [prompt]) for backend, task, prompt in asked * 2]
+    answers = [client.annotate_interactively(backend, task, prompts) for backend, task, prompts in asked * 2]
 
     labels = [answer["data"]["result"][0]["value"]["rectanglelabels"] for answer in answers]
     assert labels == [["facing"], ["drink"]] * 2
@@ -266,7 +269,7 @@ def test_each_photo_of_a_task_gets_its_own_boxes_and_one_that_fails_costs_the_ot
     assert {region["to_name"] for region in regions[partly]} == {"front"}
 
     (facing,) = largest_facings(shelves[1].shelf, 1)
-    click = {**shelves[1].keypoint(facing), "from_name": "back_click", "to_name": "back"}
+    click = {**shelves[1].keypoint(facing), "from_name": "back_click", "to_name": "back", "type": "keypointlabels"}
     (region,) = client.annotate_interactively(backend, whole, [click])["data"]["result"]
     assert (region["to_name"], region["from_name"]) == ("back", "back_box")
     assert shelves[1].overlap(region, facing) > 0.5

@@ -114,13 +114,14 @@ def test_the_bundled_checkpoint_refines_as_sam2s_own_predictor(shelf: Shelf, kin
     engine = Sam2Engine(EngineOptions(checkpoint=BUNDLED, device="cpu"))
     answers = engine.refine(photo, [one.prompt for one in asked], want_masks=True)
     engine.close()
-    assert answers.masks is not None
+    assert [len(answer) for answer in answers] == [1] * len(asked)
+    boxes = np.concatenate([answer.boxes_xyxy for answer in answers])
     masks, scores = zip(*upstreams_masks(upstream_of(bundled), photo, asked), strict=True)
     wanted = np.stack([box_of(part_asked_for(mask, one.prompt)) for mask, one in zip(masks, asked, strict=True)])
-    enlarged = np.stack([box_of(mask.in_photo(photo.size_wh)) for mask in answers.masks])
-    assert answers.scores == pytest.approx(scores, abs=ROUNDING)
+    enlarged = np.stack([box_of(mask.in_photo(photo.size_wh)) for answer in answers for mask in answer.masks or ()])
+    assert np.concatenate([answer.scores for answer in answers]) == pytest.approx(scores, abs=ROUNDING)
     assert (iou_matrix(enlarged, wanted).diagonal() >= 0.99).mean() >= 0.99
-    assert np.median(iou_matrix(answers.boxes_xyxy, wanted).diagonal()) >= 0.98
+    assert np.median(iou_matrix(boxes, wanted).diagonal()) >= 0.98
 
 
 @pytest.mark.usefixtures("in_float32")
@@ -134,7 +135,9 @@ def test_a_checkpoint_of_sam2_scores_prompts_as_its_own_predictor(
     engine = Sam2Engine(options)
     answers = engine.refine(photo, [one.prompt for one in asked])
     engine.close()
-    assert answers.scores == pytest.approx([score for _, score in upstreams_masks(sam, photo, asked)], abs=ROUNDING)
+    wanted = [score for _, score in upstreams_masks(sam, photo, asked)]
+    for answer, score in zip(answers, wanted, strict=True):  # an answer that does not hold its prompt is none
+        assert answer.scores.tolist() in ([], [0.0], pytest.approx([score], abs=ROUNDING))
 
 
 @pytest.fixture(scope="module")
@@ -166,10 +169,10 @@ def questions(shelf: Shelf, photo: Photo, bundled: Network | None, kind: str) ->
             encoded[tile] = encoded.get(tile) or bundled.encode(photo.pixels, [tile])[0]
             proposals = encoded[tile].proposals
             assert proposals is not None
-            own = None if prompt.box_xyxy is None else tile.to_tile(box.reshape(2, 2)).reshape(4)
-            prior = prior_box(
-                proposals.boxes_xyxy, proposals.scores, tile.to_tile(prompt.points_xy), prompt.is_foreground, own
-            )
+            if prompt.box_xyxy is not None:
+                prior = tile.to_tile(box.reshape(2, 2)).reshape(4)
+            else:
+                prior = prior_box(proposals.boxes_xyxy, proposals.scores, tile.to_tile(prompt.points_xy))
         asked.append(Asked(prompt=prompt, tile=tile, prior_xyxy=prior))
     assert len(asked) >= 20
     return sorted(asked, key=lambda one: repr(one.tile))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from backend.errors import PromptError
 from backend.label_studio.label_config import LabelConfig, parse_label_config
-from backend.label_studio.prompts import AnnotatorPrompt, prompts_from_context
+from backend.label_studio.prompts import AnnotatorPrompt, Correction, prompts_from_context
 
 # Requests that Label Studio 1.23.2 sent: bodies as they came, but for long lists of regions, which are cut.
 CAPTURES = Path(__file__).parent / "data" / "label_studio"
@@ -69,10 +69,8 @@ def test_an_emptied_context_asks_for_nothing(context: dict[str, Any]) -> None:
     assert prompts_from_context(context, APART) == ()
 
 
-def test_one_click_is_one_foreground_point_with_the_default_label() -> None:
-    assert ask(keypoint(25, 50)) == (
-        AnnotatorPrompt(image_name="image", points=((0.25, 0.5),), is_foreground=(True,), label="facing"),
-    )
+def test_one_click_is_one_foreground_point() -> None:
+    assert ask(keypoint(25, 50)) == (AnnotatorPrompt(image_name="image", points=((0.25, 0.5),), is_foreground=(True,)),)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +81,7 @@ def test_a_keypoint_is_foreground_unless_it_says_otherwise(is_positive: Any, exp
     assert prompts[0].is_foreground == (True, expected)
 
 
-def test_keypoints_of_one_label_are_one_object_and_background_points_cut_from_it() -> None:
+def test_keypoints_of_one_label_come_together() -> None:
     (prompt,) = ask(keypoint(10, 10), keypoint(12, 14), keypoint(40, 40, False))
     assert prompt.points == ((0.1, 0.1), (0.12, 0.14), (0.4, 0.4))
     assert prompt.is_foreground == (True, True, False)
@@ -91,18 +89,20 @@ def test_keypoints_of_one_label_are_one_object_and_background_points_cut_from_it
 
 def test_keypoints_of_two_labels_are_two_objects_with_their_labels() -> None:
     prompts = ask(keypoint(10, 10), keypoint(50, 50, label="tag"), keypoint(12, 12))
-    assert [(p.label, len(p.points)) for p in prompts] == [("facing", 2), ("tag", 1)]
+    assert [(p.label, len(p.points)) for p in prompts] == [(None, 2), ("tag", 1)]
 
 
-def test_background_points_alone_ask_for_nothing() -> None:
-    assert ask(keypoint(10, 10, False), keypoint(20, 20, False)) == ()
+def test_background_points_alone_correct_what_stands_there() -> None:
+    assert ask(keypoint(10, 10, False), keypoint(20, 20, False)) == (
+        Correction(image_name="image", points=((0.1, 0.1), (0.2, 0.2))),
+    )
 
 
 def test_every_rectangle_of_a_prompt_control_is_an_object_of_its_own_with_a_new_id() -> None:
     prompts = ask(rectangle(10, 20, 30, 40, id="a"), rectangle(50, 50, 10, 10, id="b"))
     assert [p.box for p in prompts] == [(0.1, 0.2, 0.4, 0.6), (0.5, 0.5, 0.6, 0.6)]
     assert [p.region_id for p in prompts] == [None, None]
-    assert [p.label for p in prompts] == ["facing", "facing"]
+    assert [p.label for p in prompts] == [None, None]
 
 
 def test_a_keypoint_refines_the_smallest_rectangle_around_it_and_the_others_stay_together() -> None:
@@ -128,6 +128,35 @@ def test_of_all_boxes_of_a_smart_box_control_only_the_new_last_one_is_answered_a
     assert (prompt.region_id, prompt.label, prompt.box) == ("new", "tag", (0.8, 0.8, 0.9, 0.9))
 
 
+def test_boxes_of_a_control_that_is_not_smart_are_no_prompts() -> None:
+    assert ask(*(rectangle(x, 5, 5, 5, "box", "facing", id=f"old{x}") for x in (1, 20))) == ()
+
+
+def test_a_prompt_without_labels_of_its_own_has_the_label_that_comes_with_its_id() -> None:
+    """With a label selected, Label Studio sends a prompt again as an item of the box control; a point without sides."""
+    config = parse_label_config(
+        '<View><Image name="image" value="$image"/><KeyPoint name="point" toName="image"/>'
+        '<Rectangle name="prompt" toName="image"/><RectangleLabels name="box" toName="image" smart="false">'
+        '<Label value="facing"/><Label value="tag"/></RectangleLabels></View>'
+    )
+    place = {"x": 25, "y": 50, "width": 0.2, "labels": ["tag"]}
+    point = {**keypoint(25, 50, id="p"), "type": "keypoint", "value": place}
+    its_label = {**rectangle(25, 50, 0.2, 0, "box", "tag", id="p"), "is_positive": True}
+    del its_label["value"]["height"]
+    (box, click) = ask(
+        rectangle(1, 1, 5, 5, "box", "tag", id="old"),
+        point,
+        its_label,
+        {**rectangle(60, 60, 10, 10, id="r"), "type": "rectangle"},
+        rectangle(60, 60, 10, 10, "box", "tag", id="r"),
+        config=config,
+    )
+    assert (click.points, click.label) == (((0.25, 0.5),), "tag")
+    assert (box.box, box.label, box.region_id) == (pytest.approx((0.6, 0.6, 0.7, 0.7)), "tag", None)
+    (alone,) = ask(point, config=config)
+    assert alone.label is None
+
+
 def test_a_last_box_that_is_an_answer_itself_is_not_answered_again() -> None:
     """Label Studio sends what is left after a box was deleted."""
     assert (
@@ -137,7 +166,7 @@ def test_a_last_box_that_is_an_answer_itself_is_not_answered_again() -> None:
 
 def test_ids_sizes_rotation_and_labels_may_be_missing() -> None:
     bare = {"from_name": "box", "type": "rectanglelabels", "value": {"x": 10, "y": 10, "width": 10, "height": 10}}
-    assert ask(bare, config=MIXED) == (AnnotatorPrompt(image_name="image", box=(0.1, 0.1, 0.2, 0.2), label="facing"),)
+    assert ask(bare, config=MIXED) == (AnnotatorPrompt(image_name="image", box=(0.1, 0.1, 0.2, 0.2)),)
 
 
 def test_answers_to_questions_about_the_prompt_region_are_passed_over() -> None:
@@ -145,10 +174,10 @@ def test_answers_to_questions_about_the_prompt_region_are_passed_over() -> None:
     assert len(ask(rectangle(10, 10, 10, 10, id="a"), note)) == 1
 
 
-def test_what_lies_outside_the_photo_is_clipped() -> None:
+def test_what_lies_outside_the_photo_stays_there() -> None:
     prompts = ask(rectangle(-10, -5, 120, 50), keypoint(101, 120), keypoint(-3, 70))
-    assert prompts[0].box == (0.0, 0.0, 1.0, 0.45)
-    assert prompts[1].points == ((1.0, 1.0), (0.0, 0.7))
+    assert prompts[0].box == (-0.1, -0.05, 1.1, 0.45)
+    assert prompts[1].points == ((1.01, 1.2), (-0.03, 0.7))
 
 
 @pytest.mark.parametrize(("rotation", "box"), [(0, (20, 20, 50, 40)), (90, (10, 20, 20, 80)), (180, (-10, 0, 20, 20))])
@@ -159,7 +188,7 @@ def test_a_turned_rectangle_gives_its_bounding_box_in_the_photos_proportions(
     item = rectangle(20, 20, 30, 20, original_width=2000, original_height=1000)
     item["value"]["rotation"] = rotation
     (prompt,) = ask(item)
-    assert prompt.box == pytest.approx([max(0, side / 100) for side in box])
+    assert prompt.box == pytest.approx([side / 100 for side in box])
 
 
 def test_a_rectangle_drawn_backwards_is_the_same_rectangle() -> None:
@@ -188,7 +217,7 @@ MALFORMED = [
     ([{**keypoint(1, 1), "value": None}], "value: expected an object, got None"),
     ([{**keypoint(1, 1), "is_positive": "yes"}], "is_positive: expected true or false, got 'yes'"),
     ([{**keypoint(1, 1), "from_name": "dot"}], "from_name: expected a prompt control ('point'), got 'dot'"),
-    ([rectangle(1, 1, 1, 1, "other")], "from_name: expected a prompt control ('prompt', 'box'), got 'other'"),
+    ([rectangle(1, 1, 1, 1, "other")], "from_name: expected a prompt control ('prompt'), got 'other'"),
     ([{**keypoint(1, 1), "type": "brushlabels"}], "type: expected a keypoint or a rectangle, got 'brushlabels'"),
     ([{**keypoint(1, 1), "image_rotation": 90}], "image_rotation: expected 0, an upright view, got 90"),
 ]
@@ -226,7 +255,7 @@ def test_a_prompt_goes_to_the_image_of_its_control_and_gets_a_label_of_that_imag
         keypoint(30, 30, False, from_name="back_point"),
         config=TWO_IMAGES,
     )
-    assert [(p.image_name, p.label, len(p.points)) for p in prompts] == [("front", "facing", 1), ("back", "rear", 2)]
+    assert [(p.image_name, p.label, len(p.points)) for p in prompts] == [("front", None, 1), ("back", None, 2)]
 
 
 def test_a_point_refines_no_rectangle_of_another_image() -> None:
@@ -249,17 +278,17 @@ rectangles = st.builds(rectangle, percents, percents, percents, percents, st.sam
 
 
 @given(items=st.lists(keypoints | rectangles, max_size=8), width=st.integers(1, 5000), height=st.integers(1, 5000))
-def test_every_prompt_fits_any_photo_and_carries_a_label_of_the_box_control(
+def test_every_prompt_has_a_label_of_the_box_control_or_none_and_a_size_in_any_photo(
     items: list[dict[str, Any]], width: int, height: int
 ) -> None:
     for prompt in ask(*items):
-        assert prompt.label in APART.images[0].boxes.labels
+        if isinstance(prompt, Correction):
+            continue
+        assert prompt.label in (None, *APART.images[0].boxes.labels)
         pixels = prompt.to_prompt((width, height))
-        assert ((pixels.points_xy >= 0) & (pixels.points_xy < (width, height))).all()
-        if pixels.box_xyxy is not None:
-            assert pixels.box_xyxy.min() >= 0
-            assert pixels.box_xyxy[2] <= width
-            assert pixels.box_xyxy[3] <= height
+        inside = [0 <= x <= 1 and 0 <= y <= 1 for x, y in prompt.points]
+        assert (pixels.points_xy[: len(inside)][inside] < (width, height)).all()
+        assert pixels.box_xyxy is None or (pixels.box_xyxy[:2] < pixels.box_xyxy[2:]).all()
 
 
 def captured(name: str) -> tuple[dict[str, Any], LabelConfig]:

@@ -50,10 +50,10 @@ def test_all_facings_of_a_photo_come_with_its_size_and_what_made_them() -> None:
     assert counts(service)['facings_boxes_total{mode="dense"}'] == 1
 
 
-def test_a_prompt_is_answered_with_one_box_and_a_mask_where_one_is_wanted() -> None:
+def test_each_prompt_has_its_answer_with_a_mask_where_one_is_wanted() -> None:
     service = new_service()
     prompt = Prompt(points_xy=np.array([[30, 30]], np.float32), is_foreground=np.array([True]))
-    answer = service.refine(service.photo(data_url(PIXELS)), [prompt], want_masks=True)
+    (answer,) = service.refine(service.photo(data_url(PIXELS)), [prompt], want_masks=True)
     assert answer.detections.boxes_xyxy.tolist() == [[20, 20, 60, 60]]
     assert answer.detections.masks is not None
     assert answer.detections.masks[0].bitmap.sum() == 40 * 40

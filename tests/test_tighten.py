@@ -24,7 +24,7 @@ from model import Detections, Engine, EngineOptions, Photo, Sam2Engine
 from model.quality import paired_iou
 from scripts.demo.demo import LABEL_CONFIG
 from scripts.labels import read_truth
-from scripts.measure.evaluate import jitter_boxes
+from scripts.measure.prompts import jitter_boxes
 
 SHELVES = Path(__file__).parents[2] / "shared" / "shelves_dev"
 CONFIG = parse_label_config(LABEL_CONFIG.read_text())

@@ -22,16 +22,15 @@ from backend.bulk.pipeline import Failure, Job, Result, Run, Show, Tally, reason
 from backend.bulk.report import Report
 from backend.bulk.service import BulkService
 from backend.bulk.sinks import FileSink, ProjectSink
-from backend.bulk.task_photos import FATAL, Images, answered, detect, failures_in, load_task_photos
+from backend.bulk.task_photos import FATAL, Images, answered, detect, failures_in, load_task_photos, preannotate
 from backend.bulk.uploads import Uploads
 from backend.errors import CommandError, Interrupted
-from backend.label_studio.label_config import ImageControls, LabelConfig, parse_label_config
+from backend.label_studio.label_config import LabelConfig, parse_label_config
 from backend.label_studio.predictions import photo_address, prediction_of, task_data
 from backend.label_studio.project import Project, Task
-from backend.label_studio.regions import Region, regions_from_detections
+from backend.label_studio.regions import Region
 from backend.label_studio.retry import ProjectError
 from backend.photos.files import FoundPhoto, FoundPhotos
-from backend.service import Answer
 from model import Photo
 
 LOCAL_FILES = "/data/local-files/?d="
@@ -121,15 +120,22 @@ def preannotate_project(
 
     score_threshold: None takes the label config's, then the engine's.
     """
-    version, config = service.engine.version, project.label_config
+    config = project.label_config
+    version = version_for(service.engine.version, config, score_threshold)
 
     def work(job: Job[Task], photos: Images[Photo]) -> Result[bytes]:
-        answers = detect(service, config, photos, score_threshold)
-        regions = [region for image, answer in answered(config, answers) for region in regions_of(image, answer)]
+        answers = preannotate(service, config, photos, score_threshold)
+        regions = [region for of_image in answers.values() if isinstance(of_image, list) for region in of_image]
         return prediction(job.item, regions, version, failures_in(answers))
 
     load = partial(load_task_photos, service=service, project=project)
     return upload_predictions(service, project, wanted, version, load, work, show=show)
+
+
+def version_for(engine_version: str, config: LabelConfig, score_threshold: float | None) -> str:
+    """The version of a project's predictions. score_threshold: what the caller gives instead of the label config's,
+    which is in the engine's version then."""
+    return config.model_version(engine_version) if score_threshold is None else engine_version
 
 
 def upload_predictions(
@@ -155,11 +161,6 @@ def prediction(task: Task, regions: Sequence[Region], version: str, failures: Se
     """A prediction with its task as Label Studio's import takes it: bytes are ten times smaller than the regions."""
     content = json.dumps({"task": task.id, **prediction_of(regions, version)}).encode()
     return Result(made=content, boxes=len(regions), partial_failures=[reason_of(failure) for failure in failures])
-
-
-def regions_of(image: ImageControls, answer: Answer) -> list[Region]:
-    """The answer's boxes in Label Studio's JSON."""
-    return regions_from_detections(answer.detections, answer.size_wh, image)
 
 
 def export_project(

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from backend.bulk.choice import Wanted, count_of, tasks_to_do
-from backend.bulk.jobs import preannotate_project
+from backend.bulk.jobs import preannotate_project, version_for
 from backend.bulk.pipeline import POLL_S, Show, Tally, show_nothing
 from backend.bulk.report import Report
 from backend.bulk.service import BulkService
@@ -98,7 +98,7 @@ class RayWorker:
         return self._service.engine.version
 
     def preannotate(self, task_ids: Sequence[int], version: str) -> ChunkReport:
-        """Predictions on those of the tasks that need one. version: the one that they are expected to get."""
+        """Predictions on those of the tasks that need one. version: the one that its engine is expected to have."""
         if self.version() != version:
             raise CommandError(f"expected {version} on every machine, got {self.version()}: give one --checkpoint")
         assignment = self._assignment
@@ -146,7 +146,8 @@ def preannotate_on_ray(
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         resources = plan_actors(nodes, cluster, device=assignment.settings.device)
         actors = start_actors(ray, resources, assignment)
-        version = engine_version(ray, actors, resources)
+        engine = engine_version(ray, actors, resources)
+        version = version_for(engine, project.label_config, assignment.score_threshold)
         uploads = Uploads(project, version, again=wanted.again)  # for what a kill left double
         try:
             ids = []
@@ -154,7 +155,7 @@ def preannotate_on_ray(
                 ids.append(task.id)
                 show(tally)
             tally.started = time.monotonic()
-            for chunk in _finished_chunks(ray, actors, version, _chunks(ids, len(actors)), lambda: show(tally)):
+            for chunk in _finished_chunks(ray, actors, engine, _chunks(ids, len(actors)), lambda: show(tally)):
                 report = chunk.report
                 tally.done += report.photos
                 tally.boxes += report.boxes

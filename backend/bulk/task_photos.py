@@ -14,6 +14,7 @@ from backend.errors import Interrupted, PhotoMissing, PhotoUnreachable, RequestE
 from backend.label_studio.label_config import ImageControls, LabelConfig
 from backend.label_studio.predictions import photo_address
 from backend.label_studio.project import Project, Task
+from backend.label_studio.regions import Region
 from backend.label_studio.retry import ProjectError
 from backend.service import Answer
 from model import NotReady, Photo
@@ -79,14 +80,28 @@ def detect(
     service: BulkService, config: LabelConfig, photos: Images[Photo], score_threshold: float | None
 ) -> Images[Answer]:
     """All facings on the photos of a task, where there is one."""
+    return for_each_image(
+        config,
+        lambda image: tasks.detect(service, _read(photos[image.image_name]), image, score_threshold=score_threshold),
+    )
 
-    def answer(image: ImageControls) -> Answer:
-        photo = photos[image.image_name]
-        if isinstance(photo, Exception):
-            raise photo
-        return tasks.detect(service, photo, image, score_threshold=score_threshold)
 
-    return for_each_image(config, answer)
+def preannotate(
+    service: BulkService, config: LabelConfig, photos: Images[Photo], score_threshold: float | None
+) -> Images[list[Region]]:
+    """Regions of all facings on a task's photos; less sure ones too, where the label config has a label for them."""
+
+    def regions(image: ImageControls) -> list[Region]:
+        photo = _read(photos[image.image_name])
+        return tasks.preannotate_image(service, photo, image, score_threshold=score_threshold)
+
+    return for_each_image(config, regions)
+
+
+def _read(photo: Photo | Exception) -> Photo:
+    if isinstance(photo, Exception):
+        raise photo
+    return photo
 
 
 def answered(config: LabelConfig, answers: Images[Answer]) -> list[tuple[ImageControls, Answer]]:

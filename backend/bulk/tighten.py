@@ -148,10 +148,10 @@ def redraw(
     usable = (old[:, 2:] - old[:, :2] >= 1).all(axis=1)
     new, scores = old.copy(), np.zeros(len(old), np.float32)
     if usable.any():
-        found = service.refine(photo, [Prompt(box_xyxy=box) for box in old[usable]]).detections
-        hit = found.scores > 0
-        rows = np.flatnonzero(usable)[hit]
-        new[rows], scores[rows] = found.boxes_xyxy[hit], found.scores[hit]
+        answers = service.refine(photo, [Prompt(box_xyxy=box) for box in old[usable]])
+        for row, answer in zip(np.flatnonzero(usable), answers, strict=True):
+            for box, score in zip(answer.detections.boxes_xyxy, answer.detections.scores, strict=True):
+                new[row], scores[row] = box, score
     movement.add(old, new)
     redrawn = iter(zip(new, scores, strict=True))
     return [

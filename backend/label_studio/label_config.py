@@ -16,11 +16,15 @@ tool, which is every one without `smart="false"`. A box control that is smart do
 
 Which label a pre-annotated box gets: the one marked `predicted_values="facing"`, else the only one, else the first.
 
+Less sure boxes: a label marked `predicted_values="unsure"` gets the boxes whose score lies below the threshold of the
+others, down to its own `model_score_threshold`, or UNSURE_SHARE of the others' threshold.
+
 Messages name tags without angle brackets: Label Studio renders them as HTML, and what stands in brackets vanishes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +40,9 @@ from backend.errors import LabelConfigError
 
 # The one class that Facings finds, as it stands in `predicted_values`.
 FACING = "facing"
+# A facing that is less sure than those that get the default label.
+UNSURE = "unsure"
+UNSURE_SHARE = 0.7
 
 # Tags in lower case; the `type` of a region is the tag of its control, written so.
 KEYPOINT_TYPES = ("keypointlabels", "keypoint")
@@ -53,6 +60,7 @@ class BoxControl:
     default_label: the label of pre-annotated boxes; default_label_reason: why it is this one.
     score_threshold: its `model_score_threshold`, in [0, 1]; None leaves the choice to the engine.
     predicted_values: a name that may come in (the class "facing", a prompt's label) -> the label that claims it.
+    unsure_score_threshold: `model_score_threshold` of the label of less sure boxes; None where it has none.
     """
 
     from_name: str
@@ -62,11 +70,24 @@ class BoxControl:
     default_label_reason: Literal["marked", "only", "first"]
     score_threshold: float | None
     predicted_values: Mapping[str, str]
+    unsure_score_threshold: float | None = None
 
     def __post_init__(self) -> None:
         for label in (self.default_label, *self.predicted_values.values()):
             if label not in self.labels:
                 raise ValueError(f"label: expected one of {self.labels!r}, got {label!r}")
+
+    @property
+    def unsure_label(self) -> str | None:
+        """The label of less sure boxes; None where they are not wanted."""
+        return self.predicted_values.get(UNSURE)
+
+    def least_score(self, score_threshold: float) -> float:
+        """The score of the least sure box that is wanted. score_threshold: of those that get the default label."""
+        if self.unsure_label is None:
+            return score_threshold
+        own = UNSURE_SHARE * score_threshold if self.unsure_score_threshold is None else self.unsure_score_threshold
+        return min(own, score_threshold)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +96,11 @@ class PromptControls:
 
     keypoints: tuple[str, ...]
     rectangles: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them."""
+        return (*self.keypoints, *self.rectangles)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,17 +131,15 @@ class ImageControls:
     polygons: tuple[MaskControl, ...]
     brushes: tuple[MaskControl, ...]
 
-    def label_for(self, prompt_label: str | None) -> str:
-        """The label of a box that answers a prompt: always one of `boxes.labels`.
+    def label_for(self, prompt_label: str | None) -> str | None:
+        """The label that a prompt asks for: one of `boxes.labels`, or None where it names none.
 
         A prompt's label that the box control has too is kept; one that a box label lists in its `predicted_values`
-        becomes that label; any other (a prompt control's own "click", or None) becomes the default label.
+        becomes that label; any other, such as a prompt control's own "click", names none.
         """
-        if prompt_label is None:
-            return self.boxes.default_label
-        if prompt_label in self.boxes.labels:
+        if prompt_label is None or prompt_label in self.boxes.labels:
             return prompt_label
-        return self.boxes.predicted_values.get(prompt_label, self.boxes.default_label)
+        return self.boxes.predicted_values.get(prompt_label)
 
     def describe(self) -> str:
         """What was understood, as one ASCII line for the log."""
@@ -139,6 +163,18 @@ class LabelConfig:
 
     images: tuple[ImageControls, ...]
     left_alone: tuple[str, ...] = ()
+
+    def model_version(self, engine_version: str) -> str:
+        """The version of predictions for this config: the engine's, with a suffix where the config's own thresholds
+        decide which boxes there are."""
+        changed = [
+            (boxes.from_name, boxes.score_threshold, boxes.unsure_label, boxes.unsure_score_threshold)
+            for boxes in (image.boxes for image in self.images)
+            if boxes.score_threshold is not None or boxes.unsure_label is not None
+        ]
+        return (
+            f"{engine_version}-{hashlib.sha256(repr(changed).encode()).hexdigest()[:4]}" if changed else engine_version
+        )
 
     def describe(self) -> str:
         """What was understood, as one ASCII line for the log."""
@@ -244,15 +280,22 @@ def _preference(control: ControlTag) -> tuple[bool, int]:
 def _boxes(control: ControlTag, image_name: str) -> BoxControl:
     labels = tuple(control.labels or ())
     predicted_values = _predicted_values(control)
-    reason: Literal["marked", "only", "first"] = "only" if len(labels) == 1 else "first"
+    unsure = predicted_values.get(UNSURE)
+    sure = [label for label in labels if label != unsure]
+    if not sure:
+        raise _refusal(f"{control.name!a} has labels for unsure boxes only: add a Label value={FACING!a}")
+    reason: Literal["marked", "only", "first"] = "only" if len(sure) == 1 else "first"
     return BoxControl(
         from_name=str(control.name),
         to_name=image_name,
         labels=labels,
-        default_label=predicted_values.get(FACING, labels[0]),
+        default_label=predicted_values.get(FACING, sure[0]),
         default_label_reason="marked" if FACING in predicted_values else reason,
-        score_threshold=_score_threshold(control),
+        score_threshold=_score_threshold(control.get_attr("model_score_threshold"), control.name),
         predicted_values=MappingProxyType(predicted_values),
+        unsure_score_threshold=_score_threshold(
+            (control.labels_attrs or {})[unsure].attr.get("model_score_threshold") if unsure else None, unsure
+        ),
     )
 
 
@@ -268,8 +311,7 @@ def _predicted_values(control: ControlTag) -> dict[str, str]:
     return claims
 
 
-def _score_threshold(control: ControlTag) -> float | None:
-    text = control.get_attr("model_score_threshold")
+def _score_threshold(text: str | None, name: str | None) -> float | None:
     if text is None:
         return None
     try:
@@ -277,7 +319,7 @@ def _score_threshold(control: ControlTag) -> float | None:
     except ValueError:
         threshold = math.nan
     if not 0 <= threshold <= 1:
-        raise _refusal(f"model_score_threshold of {control.name!a}: expected a number from 0 to 1, got {text!a}")
+        raise _refusal(f"model_score_threshold of {name!a}: expected a number from 0 to 1, got {text!a}")
     return threshold
 
 

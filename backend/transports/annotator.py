@@ -24,8 +24,9 @@ from backend import tasks as task_answers
 from backend.errors import EngineDeadline, FacingsError, LabelConfigError
 from backend.label_studio.label_config import LabelConfig, parse_label_config
 from backend.label_studio.predictions import Prediction, prediction_of
-from backend.label_studio.prompts import prompts_from_context
+from backend.label_studio.prompts import AnnotatorPrompt, Correction, prompts_from_context
 from backend.label_studio.regions import Region
+from backend.label_studio.standing import RecentAnswers, standing_regions
 from backend.photos.loader import Access
 from backend.reporting import log_event
 from backend.service import Service
@@ -41,9 +42,10 @@ READ_AHEAD = 2
 
 
 class FacingsAnnotator(LabelStudioMLBase):  # type: ignore[misc]  # the base class has no types
-    """Predictions for the tasks of one project. `service` is set on a subclass; see `annotator_class`."""
+    """Predictions for the tasks of one project. `service` and `recent` are set on a subclass; see `annotator_class`."""
 
     service: ClassVar[Service]
+    recent: ClassVar[RecentAnswers]
 
     def __init__(self, *args: Any, access: Access | None = None, deadline: float | None = None, **kwargs: Any) -> None:
         """args, kwargs: what label-studio-ml passes to its models.
@@ -63,7 +65,7 @@ class FacingsAnnotator(LabelStudioMLBase):  # type: ignore[misc]  # the base cla
 
     def setup(self) -> None:
         """The hook of label-studio-ml 2.x, which stores the version of its models itself."""
-        self.set("model_version", self.service.engine.version)
+        self.set("model_version", self._version)
 
     def predict(self, tasks: Sequence[Task], context: Mapping[str, Any] | None = None, **_: Any) -> list[Prediction]:
         """One prediction for each task, in order.
@@ -78,22 +80,7 @@ class FacingsAnnotator(LabelStudioMLBase):  # type: ignore[misc]  # the base cla
         if tasks and prompts != ():
             self.service.wait_ready(deadline=self._deadline)
         if prompts is not None:
-            return [
-                self._prediction(
-                    task,
-                    partial(
-                        task_answers.refine,
-                        self.service,
-                        task.get("data"),
-                        config,
-                        prompts,
-                        task_id=task.get("id"),
-                        access=self._access,
-                        deadline=self._deadline,
-                    ),
-                )
-                for task in tasks
-            ]
+            return [self._prediction(task, partial(self._refine, task, prompts, config)) for task in tasks]
         # A task alone is one that an annotator has just opened and waits for.
         lane: Lane = "interactive" if len(tasks) == 1 else "bulk"
         photos = _read_ahead(partial(self._load_photos, config=config), tasks)
@@ -101,6 +88,23 @@ class FacingsAnnotator(LabelStudioMLBase):  # type: ignore[misc]  # the base cla
             self._prediction(task, partial(self._preannotate, task, photos_of_task, config, lane))
             for task, photos_of_task in zip(tasks, photos, strict=True)
         ]
+
+    def _refine(self, task: Task, prompts: Sequence[AnnotatorPrompt | Correction], config: LabelConfig) -> list[Region]:
+        key = self._project, str(task.get("id"))
+        standing, is_submitted = standing_regions(task)
+        answer = task_answers.refine(
+            self.service,
+            task.get("data"),
+            config,
+            prompts,
+            standing=self.recent.applied(key, standing),
+            is_submitted=is_submitted,
+            task_id=task.get("id"),
+            access=self._access,
+            deadline=self._deadline,
+        )
+        self.recent.remember(key, answer)
+        return answer
 
     def _preannotate(
         self, task: Task, reading: Future[tuple[Photo | None, ...]], config: LabelConfig, lane: Lane
@@ -127,7 +131,7 @@ class FacingsAnnotator(LabelStudioMLBase):  # type: ignore[misc]  # the base cla
 
     def _prediction(self, task: Task, regions_of_task: Callable[[], list[Region]]) -> Prediction:
         """The task's prediction, or one without `result` and with the reason. A failure ends here: the others go on."""
-        version = self.service.engine.version
+        version = self._version
         try:
             self._remaining_s()
             return prediction_of(regions_of_task(), version)
@@ -135,6 +139,10 @@ class FacingsAnnotator(LabelStudioMLBase):  # type: ignore[misc]  # the base cla
             reason = self.service.failed(error)
             self._log(task, reason)
             return {"error": str(reason), "kind": reason.kind, "model_version": version}
+
+    @property
+    def _version(self) -> str:
+        return parse_label_config(self.label_config).model_version(self.service.engine.version)
 
     def _log(self, task: Task, reason: FacingsError) -> None:
         # Tasks that the deadline leaves undone are many, and nothing is wrong with them.
@@ -162,7 +170,7 @@ class FacingsAnnotator(LabelStudioMLBase):  # type: ignore[misc]  # the base cla
 
 def annotator_class(service: Service) -> type[FacingsAnnotator]:
     """The class to hand to label-studio-ml: its instances borrow `service`."""
-    return type("FacingsAnnotator", (FacingsAnnotator,), {"service": service})
+    return type("FacingsAnnotator", (FacingsAnnotator,), {"service": service, "recent": RecentAnswers()})
 
 
 def _read_ahead(read: Callable[[Item], Value], items: Sequence[Item]) -> Iterator[Future[Value]]:

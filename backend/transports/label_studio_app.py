@@ -160,7 +160,7 @@ class _Backend:
             token=_field(body, "access_token", str, "a string", optional=True) or "",
         )
         is_new = self._setups.remember(key, Setup(label_config=label_config, access=access))
-        version = self._service.engine.version
+        version = config.model_version(self._service.engine.version)
         log_event(
             logging.INFO if is_new else logging.DEBUG,
             "setup",

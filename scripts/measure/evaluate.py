@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from backend.errors import CommandError
 from model.quality import (
@@ -21,29 +20,19 @@ from model.quality import (
     SWEEP,
     AveragePrecision,
     Corrections,
-    FloatArray,
     Truth,
     average_precision,
     count_corrections,
     fewest,
-    paired_iou,
 )
 from scripts.labels import KnownPhotos, print_left_out, read_photos
+from scripts.measure.annotate import BY_HAND_PER_100, Actions
+from scripts.measure.annotate import annotate as play
+from scripts.measure.prompts import PromptMeasurement, PromptQuality
 
 if TYPE_CHECKING:
     from backend.service import Service
-    from model import Detections, Photo
-
-JITTER = 0.15  # of a box's size, for each of its edges
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptQuality:
-    """Mean IoU with the known box: after one click in its middle; of a rough box, and after its refinement."""
-
-    click_iou: float
-    rough_box_iou: float
-    refined_box_iou: float
+    from model import Detections
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +47,7 @@ class Evaluation:
     corrections: Corrections
     seconds_per_photo: float
     prompts: PromptQuality | None
+    actions: Actions | None
     sweep: tuple[Corrections, ...]
 
 
@@ -67,6 +57,7 @@ def evaluate(
     *,
     score_threshold: float | None = None,
     prompts: bool = False,
+    annotate: bool = False,
     sweep: bool = False,
     leave_out: Callable[[str], None] = print_left_out,
 ) -> Evaluation:
@@ -82,7 +73,7 @@ def evaluate(
     handed_out: list[Detections] = []
     candidates: list[Detections] = []
     seconds: list[float] = []
-    prompt_ious: list[FloatArray] = []
+    measured, actions = PromptMeasurement(), Actions()
     for entry, photo in read_photos(known.photos, service.photo, label="evaluate", leave_out=leave_out):
         truths.append(entry.truth)
         started = time.perf_counter()
@@ -90,7 +81,9 @@ def evaluate(
         seconds.append(time.perf_counter() - started)
         candidates.append(service.preannotate(photo, score_threshold=CANDIDATE_SCORE).detections)
         if prompts:
-            prompt_ious.append(measure_prompts(service, photo, entry.truth, seed=entry.number))
+            measured.add(service, photo, entry.truth, seed=entry.number)
+        if annotate:
+            actions += play(service, photo, entry.truth, score_threshold=score_threshold, seed=entry.number)
     if not truths:
         raise CommandError(f"expected photos to measure on, but none of {len(known.photos)} can be used")
     return Evaluation(
@@ -101,42 +94,10 @@ def evaluate(
         precision=average_precision(truths, candidates),
         corrections=count_corrections(truths, handed_out, [score_threshold])[0],
         seconds_per_photo=float(np.median(seconds)),
-        prompts=_prompt_quality(np.concatenate(prompt_ious)) if prompts else None,
+        prompts=measured.quality() if prompts else None,
+        actions=actions if annotate else None,
         sweep=count_corrections(truths, candidates, SWEEP) if sweep else (),
     )
-
-
-def measure_prompts(service: Service, photo: Photo, truth: Truth, *, seed: int) -> FloatArray:
-    """`[T, 3]`: IoU with each known box of the answer to one click in its middle, of a rough box, of its refinement."""
-    from model import Prompt
-
-    rough_xyxy = jitter_boxes(truth.boxes_xyxy, truth.size_wh, np.random.default_rng((0, seed)))
-    centres_xy = ((truth.boxes_xyxy[:, :2] + truth.boxes_xyxy[:, 2:]) / 2).astype(np.float32)
-    clicks = [Prompt(points_xy=centre[None], is_foreground=np.ones(1, bool)) for centre in centres_xy]
-    rough = [Prompt(box_xyxy=box) for box in rough_xyxy]
-    if not clicks:
-        return np.zeros((0, 3))
-    clicked, refined = (service.refine(photo, asked).detections for asked in (clicks, rough))
-    answers = (clicked.boxes_xyxy, rough_xyxy, refined.boxes_xyxy)
-    return np.stack([paired_iou(boxes, truth.boxes_xyxy) for boxes in answers], axis=1)
-
-
-def jitter_boxes(
-    boxes_xyxy: npt.NDArray[Any], size_wh: tuple[int, int], generator: np.random.Generator
-) -> npt.NDArray[np.float32]:
-    """Boxes as a hurried hand draws them: each edge off by up to 15 % of the box's size, inside the photo.
-
-    At least one pixel remains, whatever the photo's edge cuts off.
-    """
-    sizes = np.tile(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2], (1, 2))
-    jittered = boxes_xyxy + sizes * generator.uniform(-JITTER, JITTER, boxes_xyxy.shape)
-    clipped = np.clip(jittered, 0, [*size_wh, *size_wh]).astype(np.float32)
-    return np.concatenate([clipped[:, :2], np.maximum(clipped[:, 2:], clipped[:, :2] + 1)], axis=1)
-
-
-def _prompt_quality(ious: FloatArray) -> PromptQuality:
-    click, rough, refined = ious.mean(axis=0) if len(ious) else np.full(3, np.nan)
-    return PromptQuality(click_iou=float(click), rough_box_iou=float(rough), refined_box_iou=float(refined))
 
 
 def summary(evaluation: Evaluation) -> Mapping[str, Any]:
@@ -158,6 +119,8 @@ def summary(evaluation: Evaluation) -> Mapping[str, Any]:
     }
     if evaluation.prompts is not None:
         figures |= asdict(evaluation.prompts)
+    if evaluation.actions is not None:
+        figures |= {"actions_per_100": evaluation.actions.per_100(), "actions_by_hand_per_100": BY_HAND_PER_100}
     if evaluation.sweep:
         best = fewest(evaluation.sweep)
         figures |= {"best_score_threshold": best.score_threshold, "best_corrections_per_100": best.per_100()}
@@ -182,9 +145,42 @@ def print_report(evaluation: Evaluation) -> None:
     print(f"corrections         {_corrections_line(corrections)}, at score {corrections.score_threshold:.2f} and above")
     print(f"seconds per photo   {evaluation.seconds_per_photo:.3f} (median, engine only)")
     if prompts is not None:
-        print(f"one click           mean IoU {prompts.click_iou:.3f}")
-        print(f"rough box           mean IoU {prompts.rough_box_iou:.3f} → {prompts.refined_box_iou:.3f}")
+        print_prompts(prompts)
+    if evaluation.actions is not None:
+        print(f"actions             {_actions_line(evaluation.actions)}")
     print(json.dumps(summary(evaluation)))
+
+
+def print_prompts(prompts: PromptQuality) -> None:
+    """What prompts are worth, one kind a line."""
+    print(
+        f"one click           mean IoU {prompts.click_iou:.3f}; {prompts.click_iou_accepted:.3f} with every second box "
+        "accepted"
+    )
+    print(
+        f"rough box           mean IoU {prompts.rough_box_iou:.3f} → {prompts.refined_box_iou:.3f}; "
+        f"{prompts.refined_box_iou_accepted:.3f} with every second box accepted"
+    )
+    print(
+        f"Alt-click           mean IoU {prompts.trimmed_from_iou:.3f} → {prompts.trimmed_iou:.3f} of "
+        f"{prompts.alt_clicks} boxes that stick out"
+    )
+    print(f"two clicks          both found in {prompts.pairs_found:.1%} of {prompts.pairs} pairs of neighbours")
+    print(f"not held            {prompts.not_held} of {prompts.prompts} prompts")
+
+
+def _actions_line(actions: Actions) -> str:
+    kinds = (
+        f"{actions.per_100(count):.1f} {name}"
+        for name, count in (
+            ("removals", actions.removals),
+            ("clicks", actions.clicks),
+            ("Alt-clicks that trim", actions.trims),
+            ("drags, which count twice", actions.drags),
+            ("keys", actions.keys),
+        )
+    )
+    return f"{actions.per_100():.1f} per 100 facings ({BY_HAND_PER_100} by hand): {', '.join(kinds)}"
 
 
 def _corrections_line(row: Corrections) -> str:

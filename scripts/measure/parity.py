@@ -174,7 +174,8 @@ def _engines_boxes(
         logits, iou = network.decode(prompts, multimask=False)
         for prompt, plane, score in zip(prompts, logits[:, 0].cpu().numpy(), iou[:, 0].tolist(), strict=True):
             answer = read_object(prompt, plane, score, size_wh, want_mask=at_full_resolution)
-            found.append(answer.box_xyxy if answer.mask is None else _box_of(answer.mask.in_photo(size_wh)))
+            box: FloatArray = np.zeros(4, np.float32) if answer is None else answer.box_xyxy
+            found.append(_box_of(answer.mask.in_photo(size_wh)) if answer and answer.mask else box)
     return np.stack(found)
 
 
