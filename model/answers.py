@@ -20,6 +20,7 @@ DRAWN = 0.3  # weight of a rough rectangle's edges
 REDRAWN = 0.65  # the same where the rectangle is drawn over a wrong box
 ROW, ROW_DRAWN = 0.7, 0.45  # weight of the neighbours' edges, for a clicked box and for a rectangle
 LIKE_ROW, LIKE_ROW_DRAWN = 0.55, 0.6  # IoU of these with their row, from which they are believed to be like it
+ROW_ALONE = 0.6  # doubt times belief in the row, above which a box that is unlike it gives way to it
 SAME_OBJECT = 0.5  # IoU of an answer with the rectangle that asked for it; below, it is another object
 INSIDE = 0.9  # of an answer's area inside a rectangle, from which that was drawn too large
 LEAST_DRAWN_IOU = 0.3  # of any answer with the rectangle that asked for it
@@ -143,7 +144,7 @@ def _box_of_clicks(points_xy: FloatArray, found: FoundObject | None, accepted_xy
         box = box + np.tile(MIDDLE * doubt * (points_xy[0] - (box[:2] + box[2:]) / 2), 2)
     if row is None:
         return box
-    if doubt * row[1] > 0.6 and _iou(box, row[0]) < LIKE_ROW:
+    if doubt * row[1] > ROW_ALONE and _iou(box, row[0]) < LIKE_ROW:
         return row[0]
     return _like_row(box, row[0], doubt * ROW * row[1], LIKE_ROW)
 

@@ -35,7 +35,6 @@ TileBoxes = tuple[FloatArray, FloatArray]  # boxes [N, 4] with scores [N]
 
 MERGED_LIMIT, MERGED_PER_TILE = 1000, 200  # boxes that are merged and remembered at least, however few are asked for
 GRID_DUPLICATE_IOU = 0.7  # SAM2AutomaticMaskGenerator's
-EXCESS_WIDTH = 0.05  # of their width, by which the bundled detectors' boxes are too wide on real shelves
 CUT_MARGIN = 4.0  # tile pixels: a box this close to an inner edge of its tile is cut
 PROMPT_MARGIN = 0.15  # of the sides of a box that prompts SAM 2: its object may reach this far beyond it
 LEAST_PROMPT_IOU = 0.5  # of SAM 2's box with its prompt; below, the decoder took a part or a group for the object
@@ -54,10 +53,12 @@ class HeadDetector:
     """The boxes that a network's learned head proposes, merged from all tiles.
 
     features: of that network. known_boxes: where all boxes of the photo are kept, whatever their score.
+    excess_width: by how much of their width the boxes of this head are too wide.
     """
 
     features: TileFeatures
     known_boxes: KnownBoxes
+    excess_width: float = 0.0
     observer: Observer = UNOBSERVED
 
     def find(self, photo: Photo, *, score_threshold: float, limit: int) -> Work[Detections]:
@@ -73,7 +74,7 @@ class HeadDetector:
         with timed(self.observer, "merge"):
             merged_limit = max(limit, MERGED_LIMIT, MERGED_PER_TILE * len(tiles))
             boxes, scores = merge_proposals(*_joined(proposed), limit=merged_limit)
-        found = Detections(boxes_xyxy=_narrowed(boxes), scores=scores)
+        found = Detections(boxes_xyxy=_narrowed(boxes, self.excess_width), scores=scores)
         self.known_boxes.put(photo, found)
         return _best(found, score_threshold, limit)
 
@@ -208,9 +209,9 @@ def _best(found: Detections, score_threshold: float, limit: int) -> Detections:
     return good.first(limit)
 
 
-def _narrowed(boxes_xyxy: FloatArray) -> FloatArray:
-    """Merged boxes `[N, 4]` without their usual excess."""
-    excess = EXCESS_WIDTH / 2 * (boxes_xyxy[:, 2] - boxes_xyxy[:, 0])
+def _narrowed(boxes_xyxy: FloatArray, excess_width: float) -> FloatArray:
+    """Boxes `[N, 4]` with the same middle and a share of their width less."""
+    excess = excess_width / 2 * (boxes_xyxy[:, 2] - boxes_xyxy[:, 0])
     nothing = np.zeros_like(excess)
     return np.asarray(boxes_xyxy + np.stack([excess, nothing, -excess, nothing], axis=1), np.float32)
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from model.boxes import nms
-from model.checkpoints import BUNDLED, Checkpoint, calibrated_threshold, find_checkpoint
+from model.checkpoints import BUNDLED, Checkpoint, calibrated_threshold, excess_width, find_checkpoint
 from model.detect import Detector, FallbackDetector, GridDetector, HeadDetector, PromptedDetector
 from model.device import Placement, choose_placement
 from model.exported_encoders import EncoderFile, find_encoder, open_encoder
@@ -326,12 +326,15 @@ def _load(sources: _Sources, options: EngineOptions, placement: Placement, obser
     if sources.head is None:
         detector = grid
     elif sources.head == sources.checkpoint:
-        detector = HeadDetector(features=features, known_boxes=known_boxes, observer=observer)
+        detector = HeadDetector(
+            features=features, known_boxes=known_boxes, excess_width=excess_width(sources.head), observer=observer
+        )
     else:
         detector_network = Network(sources.head, placement, observer=observer)
         detector_network.warm_up(reserved_bytes=options.feature_bytes)
         head = HeadDetector(
             features=TileFeatures(detector_network, cache_bytes=0),
+            excess_width=excess_width(sources.head),
             known_boxes=KnownBoxes(max_photos=0),  # clicks are answered by a network that was never given such boxes
             observer=observer,
         )

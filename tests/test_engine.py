@@ -150,6 +150,8 @@ def test_many_prompts_encode_each_tile_once_however_little_the_cache_holds(
         assert forgetful.stats().cache_entries == kept_tiles
         expected = engine.refine(photo, [Prompt(box_xyxy=box) for box in boxes])
         assert first_boxes(answers) == pytest.approx(first_boxes(expected), abs=1e-3)
+        scores, expected_scores = (np.concatenate([one.scores for one in some]) for some in (answers, expected))
+        assert scores == pytest.approx(expected_scores, abs=1e-5)
     finally:
         forgetful.close()
 

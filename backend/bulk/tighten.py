@@ -150,8 +150,8 @@ def redraw(
     if usable.any():
         answers = service.refine(photo, [Prompt(box_xyxy=box) for box in old[usable]])
         for row, answer in zip(np.flatnonzero(usable), answers, strict=True):
-            for box, score in zip(answer.detections.boxes_xyxy, answer.detections.scores, strict=True):
-                new[row], scores[row] = box, score
+            if len(answer.detections):
+                new[row], scores[row] = answer.detections.boxes_xyxy[0], answer.detections.scores[0]
     movement.add(old, new)
     redrawn = iter(zip(new, scores, strict=True))
     return [

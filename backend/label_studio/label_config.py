@@ -145,10 +145,11 @@ class ImageControls:
         """What was understood, as one ASCII line for the log."""
         why = {"marked": f'marked predicted_values="{FACING}"', "only": "the only one", "first": "the first"}
         masks = [*self.polygons, *self.brushes]
+        unsure = f", less sure ones with label {self.boxes.unsure_label!a}" if self.boxes.unsure_label else ""
         return (
             f"boxes go to {self.boxes.from_name!a} on image {self.image_name!a} (task key {self.image_key!a}) with "
-            f"label {self.boxes.default_label!a} ({why[self.boxes.default_label_reason]}); prompts come from keypoints "
-            f"{_names(self.prompts.keypoints)} and rectangles {_names(self.prompts.rectangles)}; "
+            f"label {self.boxes.default_label!a} ({why[self.boxes.default_label_reason]}){unsure}; prompts "
+            f"come from keypoints {_names(self.prompts.keypoints)} and rectangles {_names(self.prompts.rectangles)}; "
             f"masks go to {_names([control.from_name for control in masks])}"
         )
 

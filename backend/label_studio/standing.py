@@ -120,8 +120,9 @@ class RecentAnswers:
 
     def remember(self, task: Hashable, answer: Iterable[Region]) -> None:
         """Remembers an answer with those before it; the newest of an id counts."""
-        answer = [{**region, "origin": "manual"} for region in answer]
-        ids = {region.get("id") for region in answer}
+        answer = list(answer)
+        ids = {region.get("id") for region in answer if is_rectangle(region)}  # masks are large, and stand for nothing
+        answer = [{**region, "origin": "manual"} for region in answer if region.get("id") in ids]
         with self._lock:
             earlier = [region for region in self._answers.get(task, ()) if region.get("id") not in ids]
             self._answers[task] = (*earlier, *answer)

@@ -142,7 +142,9 @@ class FacingsAnnotator(LabelStudioMLBase):  # type: ignore[misc]  # the base cla
 
     @property
     def _version(self) -> str:
-        return parse_label_config(self.label_config).model_version(self.service.engine.version)
+        version = self.service.engine.version
+        # label-studio-ml 2.x also builds models for which it has no label config yet.
+        return parse_label_config(self.label_config).model_version(version) if self.label_config else version
 
     def _log(self, task: Task, reason: FacingsError) -> None:
         # Tasks that the deadline leaves undone are many, and nothing is wrong with them.

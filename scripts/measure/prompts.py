@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from model.answers import LEAST_DRAWN_IOU
 from model.quality import GOOD_IOU, MATCH_IOU, FloatArray, Truth, paired_iou, pairwise_iou
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ LEAST_EXCESS = 0.15  # of a facing's side, by which a box sticks out before some
 PAIRS = 20  # of facings, clicked together, for each photo: each with the one nearest to it
 RANDOM_PROMPTS = 25  # for each photo
 HOLDING_TOLERANCE_PX = 0.01  # boxes are float32
-LEAST_DRAWN_IOU = 0.3  # of a rectangle with its answer
 ROUNDING_IOU = 1e-3
 
 Boxes = npt.NDArray[np.float32]
