@@ -30,11 +30,6 @@ OWN_CONFIGS = {BUNDLED_CONFIG: "facings_nano.yaml", PRETRAINED_CONFIG: "facings_
 BUNDLED_WEIGHTS = Path(__file__).parent / "weights" / "facings-nano.safetensors"
 
 
-# By the first digits of the weights' digest: both bundled detectors learned from rendered shelves, and on 10 photos of
-# real shelves their boxes stuck out by 2 % and 3 % of the facing's width, left and right.
-EXCESS_WIDTHS = {"b4257a09": 0.05, "889e4461": 0.05}
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Official:
     config: str
@@ -170,9 +165,9 @@ def calibrated_threshold(checkpoint: Checkpoint) -> float | None:
 
 
 def excess_width(checkpoint: Checkpoint) -> float:
-    """By how much of their width the boxes of the checkpoint's detector are too wide on real shelves; 0 where that was
-    not measured, as of weights that were fine-tuned on real boxes."""
-    return EXCESS_WIDTHS.get(checkpoint.digest[:8], 0.0)
+    """By how much of their width the boxes of the checkpoint's detector are too wide on real shelves, as the weights'
+    file says; 0 where that was not measured."""
+    return float(_metadata(checkpoint.weights).get("excess_width", 0))
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

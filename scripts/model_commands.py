@@ -168,12 +168,6 @@ def train(
 
 
 def train_pretrained(
-    trunk_weights: Annotated[
-        Path,
-        typer.Argument(
-            metavar="TRUNK_WEIGHTS", help="Published weights of EfficientNet-Lite1, a .pth file.", show_default=False
-        ),
-    ],
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/pretrained"),
     minutes: Annotated[float, typer.Option(min=0.01, help="Length of the run; the learning rate follows it.")] = 60.0,
     unlabelled: Annotated[
@@ -182,7 +176,14 @@ def train_pretrained(
     ] = None,
     start_from: Annotated[
         Path | None,
-        typer.Option("--from", help="Weights whose decoder and head to begin with; by default the bundled ones."),
+        typer.Option("--from", help="Weights to begin with; by default the bundled ones. They label the photos, too."),
+    ] = None,
+    trunk_weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="Published weights of EfficientNet-Lite1, a .pth file; for weights that have no such trunk.",
+            show_default=False,
+        ),
     ] = None,
     textures: Annotated[
         Path | None, typer.Option(help="Folder of product photos to put on some of the faces.", show_default=False)
@@ -194,13 +195,13 @@ def train_pretrained(
 ) -> None:
     """Train facings-nano with a trunk that starts from ImageNet weights, on a GPU.
 
-    Prints the losses, and at the end the checkpoints: rendered.safetensors, and with --unlabelled real.safetensors,
-    which learned from the photos as well. What is there is written every minute; a run cannot be resumed.
+    Prints the losses, and at the end the checkpoint. What is there is written every minute; a run cannot be resumed,
+    but another can begin with its weights.
 
     \b
     Examples:
-      facings train-pretrained efficientnet-lite1.pth --out runs/v4 --minutes 30
-      facings train-pretrained efficientnet-lite1.pth --out runs/v4 --minutes 30 --unlabelled shelves
+      facings train-pretrained --trunk-weights efficientnet-lite1.pth --out runs/a --minutes 30
+      facings train-pretrained --from runs/a/facings-nano.safetensors --out runs/b --minutes 30 --unlabelled shelves
     """
     from model.checkpoints import BUNDLED_WEIGHTS
     from model.device import choose_placement
@@ -214,6 +215,7 @@ def train_pretrained(
             minutes=minutes,
             start_from=start_from or BUNDLED_WEIGHTS,
             textures=textures,
+            teacher=start_from or BUNDLED_WEIGHTS,
             photos=command.unlabelled_photos(unlabelled) if unlabelled else (),
             device=str(choose_placement(device).device),
             seed=seed,

@@ -144,11 +144,10 @@ def train(options: TrainOptions, score: Callable[[Path], dict[str, float]] | Non
 
 
 def train_pretrained(options: PretrainedOptions) -> None:
-    """Trains the network with a pretrained trunk, printing each report and at the end the checkpoints' paths."""
+    """Trains the network with a pretrained trunk, printing each report and at the end the checkpoint's path."""
     from model.training.pretrained import train_pretrained as train_network
 
     def report(figures: Mapping[str, float]) -> None:
         print(", ".join(f"{name} {value:.4g}" for name, value in figures.items()), flush=True)
 
-    for path in train_network(options, report):
-        print(f"checkpoint in {path}")
+    print(f"checkpoint in {train_network(options, report)}")

@@ -2,12 +2,11 @@
 
 Knows tensors, the network's modules and the pictures; not where photos come from. Differs from model.training.loop in
 three things: part of the encoder stays as it is, pieces are cut and lit on the device (model.training.pictures), and
-photos without labels can teach, with the boxes that the averaged network finds there itself.
+photos without labels can teach, with the boxes that the engine finds there with another checkpoint.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import time
@@ -17,18 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import cv2
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torchvision.ops import nms
 
 from model.boxes import iou_matrix
-from model.checkpoints import PRETRAINED_CONFIG, read_weights, write_weights
+from model.checkpoints import BUNDLED_WEIGHTS, PRETRAINED_CONFIG, network_of, read_weights, write_weights
+from model.engine import EngineOptions, Sam2Engine
 from model.network import PIXEL_DEVIATION, PIXEL_MEAN
 from model.pretrained_trunk import EfficientNetLite
-from model.proposer import boxes_of_cells, peaks
+from model.proposer import boxes_of_cells
+from model.renderer.shelves import MIN_SIDE_PX, MIN_VISIBLE_SHARE
 from model.sam2_module import FacingsModule, build_module
 from model.training.loop import SAM_STRIDE, SECOND_ROUND_SHARE, descend, initialise_decoder, prompt_losses
 from model.training.losses import box_loss, centre_loss, quality_loss
@@ -42,13 +43,13 @@ from model.training.pictures import (
     relit_batch,
 )
 from model.training.render_pool import RenderPool
-from model.types import CheckpointError, FloatArray, PixelArray
+from model.types import BoolArray, CheckpointError, Detections, FloatArray, Photo, PixelArray
 
 FROZEN_STAGES = 3  # of the encoder: all up to stride 8
 ENCODER_RATE = 0.2  # of the learning rate, for what is not frozen of the encoder
 WARM_UP_SHARE = 0.04
 WEIGHTS_OF_LOSSES = {"centre": 1.0, "box": 2.0, "quality": 0.5, "mask": 1.0, "iou": 0.5, "second": 1.0}
-SURE_SCORE, UNSURE_SCORE = 0.45, 0.1  # of the teacher: a facing; perhaps one
+SURE_SCORE, UNSURE_SCORE = 0.88, 0.4  # of the teacher: a facing; perhaps one
 REAL_LONGER_PX = (900.0, 1900.0)  # longer side of the photos that pieces are cut from, as tiles show them
 
 Report = dict[str, float]
@@ -58,20 +59,21 @@ Report = dict[str, float]
 class PretrainedOptions:
     """How a run goes.
 
-    encoder_weights: published weights of the encoder (a `.pth` of EfficientNet-Lite). start_from: a checkpoint of
-    facings-nano whose decoder and head to begin with, or None.
-    photos: pixels of photos without labels to learn from, uint8 `[H, W, 3]`.
+    start_from: a checkpoint of facings-nano to begin with, or None: all of it where it is of this network, else its
+    decoder and head. encoder_weights: published weights of the encoder (a `.pth` of EfficientNet-Lite), which all but
+    checkpoints of this network need.
+    photos: pixels of photos without labels to learn from, uint8 `[H, W, 3]`. teacher: the checkpoint that labels them.
+    real_share: of a batch, cut from them.
     kept_pictures: rendered pictures on the device. waits_for: how many there must be before the first step.
-    real_share: of a batch, from `teach_at` of the run on. teach_at: shares of the run at which the averaged network
-    labels the photos; at the first, the run splits in two: one goes on with rendered pictures alone.
     """
 
     out: Path
-    encoder_weights: Path
     minutes: float
     start_from: Path | None = None
+    encoder_weights: Path | None = None
     textures: Path | None = None
     photos: Sequence[PixelArray] = ()
+    teacher: Path = BUNDLED_WEIGHTS
     device: str = "cuda"
     seed: int = 0
     processes: int = 15
@@ -81,9 +83,8 @@ class PretrainedOptions:
     picture_px: int = 768
     kept_pictures: int = 10000
     waits_for: int = 256
-    pieces_per_photo: int = 8
-    real_share: float = 0.2
-    teach_at: tuple[float, ...] = (0.5, 0.68, 0.84)
+    pieces_per_photo: int = 16
+    real_share: float = 0.25
     learning_rate: float = 1.2e-3
     average: float = 0.998
     report_every: int = 100
@@ -110,13 +111,16 @@ def load_encoder(encoder: EfficientNetLite, tensors: dict[str, torch.Tensor]) ->
         stem.weight *= 255 * deviation / 128
 
 
-def load_common(module: FacingsModule, tensors: dict[str, torch.Tensor]) -> int:
-    """The tensors outside the image encoder that another checkpoint shares with the network; returns how many."""
+def load_common(module: FacingsModule, tensors: dict[str, torch.Tensor], *, with_encoder: bool) -> int:
+    """The tensors that another checkpoint shares with the network, those of the image encoder only `with_encoder`;
+    returns how many."""
     own = module.state_dict()
     common = {
         name: value.float()
         for name, value in tensors.items()
-        if name in own and own[name].shape == value.shape and not name.startswith("sam.image_encoder.")
+        if name in own
+        and own[name].shape == value.shape
+        and (with_encoder or not name.startswith("sam.image_encoder."))
     }
     module.load_state_dict(common, strict=False)
     return len(common)
@@ -155,14 +159,6 @@ class Learner:
         """Training mode, but for the batch norms of the encoder, which keep the statistics of real photos."""
         self.module.train()
         self.module.sam.image_encoder.trunk.encoder.eval()
-
-    def split(self) -> Learner:
-        """Another one that has learned the same."""
-        other = Learner(copy.deepcopy(self.module), self.options)
-        other.average.load_state_dict(self.average.state_dict())
-        other.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
-        other.step = self.step
-        return other
 
     def learn(
         self, pieces: Pieces, has_masks: torch.Tensor, done: float, rng: np.random.Generator
@@ -210,55 +206,42 @@ def normalised(images: torch.Tensor) -> torch.Tensor:
     return ((images - mean) / deviation).contiguous(memory_format=torch.channels_last)
 
 
-def cut_photos(
-    photos: Sequence[PixelArray], per_photo: int, side_px: int, rng: np.random.Generator, device: torch.device
-) -> torch.Tensor:
-    """Random square pieces of photos, uint8 `[N, 3, S, S]` on `device`, scaled as tiles show them."""
-    pieces = torch.empty(len(photos) * per_photo, 3, side_px, side_px, dtype=torch.uint8, device=device)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LabelledPiece:
+    """pixels: uint8 `[S, S, 3]`. ids: int16 `[S, S]`, i + 1 in the box of facing i. boxes_xyxy: `[N, 4]`."""
+
+    pixels: torch.Tensor
+    ids: torch.Tensor
+    boxes_xyxy: torch.Tensor
+
+
+def cut_piece(photo: PixelArray, found: Detections, side_px: int, rng: np.random.Generator) -> LabelledPiece:
+    """A random square piece of a photo, scaled as tiles show it, with what the boxes found on the photo teach there."""
+    height, width = photo.shape[:2]
     low, high = np.log(REAL_LONGER_PX)
-    for number, piece in enumerate(pieces):
-        photo = photos[number // per_photo]
-        height, width = photo.shape[:2]
-        side = round(side_px / (np.exp(rng.uniform(low, high)) / max(height, width)))
-        side = min(side, height, width)
-        top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
-        window = torch.from_numpy(photo[top : top + side, left : left + side].copy()).to(device)
-        resized = functional.interpolate(
-            window.permute(2, 0, 1)[None].float(), (side_px, side_px), mode="bilinear", antialias=True
-        )
-        piece.copy_(resized[0].round().clamp(0, 255).to(torch.uint8))
-    return pieces
+    side = round(side_px / (np.exp(rng.uniform(low, high)) / max(height, width)))
+    side = min(side, height, width)
+    top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
+    pixels = cv2.resize(photo[top : top + side, left : left + side], (side_px, side_px), interpolation=cv2.INTER_AREA)
+    whole = (found.boxes_xyxy - np.array([left, top, left, top])) * (side_px / side)
+    seen = whole.clip(0, side_px)
+    sides, whole_sides = seen[:, 2:] - seen[:, :2], whole[:, 2:] - whole[:, :2]
+    is_seen = (sides >= MIN_SIDE_PX).all(1)
+    is_sure = (found.scores >= SURE_SCORE) & (sides.prod(1) >= MIN_VISIBLE_SHARE * whole_sides.prod(1))
+    boxes = seen[is_seen].astype(np.float32)
+    ids, kept = pseudo_labels(boxes, is_sure[is_seen], side_px)
+    return LabelledPiece(pixels=torch.from_numpy(pixels), ids=ids, boxes_xyxy=kept)
 
 
-@torch.inference_mode()
-def found_boxes(
-    teacher: FacingsModule, pixels: torch.Tensor, *, batch: int = 16
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Boxes `[N, 4]` and scores `[N]` that the network finds in each picture and its mirror image, the best first."""
-    found = []
-    for part in torch.split(pixels, batch):
-        images = normalised(part.float() / 255)
-        with torch.autocast(images.device.type, torch.bfloat16):
-            logits, distances = teacher.proposal_head(teacher.features(images).finest)
-            other_logits, other = teacher.proposal_head(teacher.features(images.flip(3)).finest)
-        distances = (distances + other.flip(3)[:, [2, 1, 0, 3]]) / 2
-        score = (logits.sigmoid() + other_logits.flip(2).sigmoid()) / 2
-        for boxes, scores in zip(*peaks(score.logit(1e-6), distances, limit=400), strict=True):
-            keep = nms(boxes, scores, 0.5)
-            keep = keep[scores[keep] >= UNSURE_SCORE]
-            found.append((boxes[keep].clamp(0, pixels.shape[-1]), scores[keep]))
-    return found
-
-
-def pseudo_labels(boxes: FloatArray, scores: FloatArray, side_px: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a picture teaches in which a network found boxes `[N, 4]`: ids int16 `[S, S]`, and the sure boxes `[M, 4]`.
+def pseudo_labels(boxes: FloatArray, is_sure: BoolArray, side_px: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a picture teaches in which boxes `[N, 4]` were found, best first: ids int16 `[S, S]`, and the sure boxes
+    `[M, 4]`.
 
     Where it is unsure, nothing is asked for.
     """
-    sure = scores >= SURE_SCORE
     ids = np.zeros((side_px, side_px), np.int16)
-    kept = boxes[sure][: MAX_BOXES - 1]
-    unsure = boxes[~sure]
+    kept = boxes[is_sure][: MAX_BOXES - 1]
+    unsure = boxes[~is_sure]
     if len(kept) and len(unsure):
         unsure = unsure[iou_matrix(unsure, kept).max(1) < 0.6]
     for x0, y0, x1, y1 in unsure.round().astype(int):
@@ -267,6 +250,15 @@ def pseudo_labels(boxes: FloatArray, scores: FloatArray, side_px: int) -> tuple[
         x0, y0, x1, y1 = kept[index].round().astype(int)
         ids[y0:y1, x0:x1] = index + 1
     return torch.from_numpy(ids), torch.from_numpy(kept)
+
+
+def found_on(photos: Sequence[PixelArray], checkpoint: Path, device: str) -> list[Detections]:
+    """What the engine finds on each photo with a checkpoint, unsure boxes too. Raises EngineError."""
+    engine = Sam2Engine(EngineOptions(checkpoint=str(checkpoint), device=device))
+    try:
+        return [engine.preannotate(Photo(pixels=photo), score_threshold=UNSURE_SCORE) for photo in photos]
+    finally:
+        engine.close()
 
 
 def joined(first: Pieces, second: Pieces) -> Pieces:
@@ -291,7 +283,7 @@ def joined(first: Pieces, second: Pieces) -> Pieces:
 
 
 class _Run:
-    """A run: its pictures, its learners by name, its clock and its log."""
+    """A run: its pictures, its learner, its clock and its log."""
 
     def __init__(self, options: PretrainedOptions, report: Callable[[Report], None]) -> None:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -299,22 +291,12 @@ class _Run:
         self.device = torch.device(options.device)
         torch.manual_seed(options.seed)
         self.rng = np.random.default_rng(options.seed)
-        module = build_module(PRETRAINED_CONFIG)
-        initialise_decoder(module)
-        load_encoder(module.sam.image_encoder.trunk.encoder, read_weights(options.encoder_weights))
-        if options.start_from is not None:
-            self.log({"tensors_taken_over": float(load_common(module, read_weights(options.start_from)))})
+        module = _first_module(options)
         module = module.to(self.device).to(memory_format=torch.channels_last)
-        self.learners = {"rendered": Learner(module, options)}
+        self.learner = Learner(module, options)
         self.rendered = Pictures(options.kept_pictures, options.picture_px, self.device)
         count = len(options.photos) * options.pieces_per_photo
         self.real = Pictures(max(count, 1), options.picture_px, self.device)
-        if count:
-            pixels = cut_photos(options.photos, options.pieces_per_photo, options.picture_px, self.rng, self.device)
-            nothing = torch.zeros(options.picture_px, options.picture_px, dtype=torch.int16)
-            for piece in pixels:
-                self.real.add(piece.permute(1, 2, 0), nothing, torch.ones(1, 4))
-        self.taught, self.sure = 0, 0  # times that the photos were labelled; facings that are sure on them
         self.sums: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
 
     def log(self, line: Report) -> None:
@@ -327,63 +309,57 @@ class _Run:
             ids = torch.from_numpy(picture.ids.view(np.int16))
             self.rendered.add(torch.from_numpy(picture.pixels), ids, torch.from_numpy(picture.boxes_xyxy))
 
-    def label_photos(self) -> None:
-        """Splits the run at the first time, then labels the photos with what the one that learns from them knows."""
-        learners = self.learners
-        if "real" not in learners:
-            learners["real"] = learners["rendered"].split()
-        teacher: Any = learners["real"].average.module
-        teacher.eval()
-        sure, unsure = 0, 0
-        for place, found in enumerate(found_boxes(teacher, self.real.pixels)):
-            boxes, scores = (values.float().cpu().numpy() for values in found)
-            ids, kept = pseudo_labels(boxes, scores, self.options.picture_px)
-            self.real.relabel(place, ids, kept)
-            sure += len(kept)
-            unsure += len(boxes) - len(kept)
-        self.taught += 1
-        self.sure = sure
-        self.log({"taught": self.taught, "pieces": len(self.real), "sure": sure, "unsure": unsure})
+    def take_photos(self) -> None:
+        """Pieces of the photos, with what the engine finds there with the teacher's weights."""
+        options = self.options
+        facings = 0
+        for photo, found in zip(options.photos, found_on(options.photos, options.teacher, options.device), strict=True):
+            for _ in range(options.pieces_per_photo):
+                piece = cut_piece(photo, found, options.picture_px, self.rng)
+                self.real.add(piece.pixels, piece.ids, piece.boxes_xyxy)
+                facings += len(piece.boxes_xyxy)
+        self.log({"pieces_of_photos": float(len(self.real)), "facings_on_them": float(facings)})
 
     def step(self, done: float) -> None:
-        """One step of each learner, on the same rendered pieces."""
         options = self.options
-        pieces = self.rendered.pieces(options.batch_size, options.piece_px)
-        images = relit_batch(pieces.images)
-        pieces = Pieces(**{**vars(pieces), "images": images})
-        exact = torch.ones(options.batch_size, dtype=torch.bool, device=self.device)
-        for name, learner in self.learners.items():
-            if name == "real" and self.sure:
-                count = round(options.batch_size * options.real_share)
-                own = self.real.pieces(count, options.piece_px)
-                own = Pieces(**{**vars(own), "images": relit_batch(own.images)})
-                fewer = Pieces(**{key: value[: options.batch_size - count] for key, value in vars(pieces).items()})
-                exact_or_not = exact.clone()
-                exact_or_not[options.batch_size - count :] = False
-                losses = learner.learn(joined(fewer, own), exact_or_not, done, self.rng)
-            else:
-                losses = learner.learn(pieces, exact, done, self.rng)
-            for loss, value in losses.items():
-                self.sums[f"{name}_{loss}"].append(value)
+        count = round(options.batch_size * options.real_share) if len(self.real) else 0
+        pieces = self.rendered.pieces(options.batch_size - count, options.piece_px)
+        if count:
+            pieces = joined(pieces, self.real.pieces(count, options.piece_px))
+        pieces = Pieces(**{**vars(pieces), "images": relit_batch(pieces.images)})
+        is_exact = torch.arange(options.batch_size, device=self.device) < options.batch_size - count
+        for loss, value in self.learner.learn(pieces, is_exact, done, self.rng).items():
+            self.sums[loss].append(value)
 
-    def export(self) -> list[Path]:
+    def export(self) -> Path:
         facts = {name: str(getattr(self.options, name)) for name in ("minutes", "seed", "batch_size", "learning_rate")}
-        paths = []
-        for name, learner in self.learners.items():
-            path = self.options.out / f"{name}.safetensors"
-            learner.export(path, facts | {"pictures": str(self.rendered.added), "learned_from": name})
-            paths.append(path)
-        return paths
+        path = self.options.out / "facings-nano.safetensors"
+        self.learner.export(path, facts | {"pictures": str(self.rendered.added)})
+        return path
 
 
-def train_pretrained(options: PretrainedOptions, report: Callable[[Report], None]) -> list[Path]:
-    """Trains for `options.minutes` and returns the checkpoints' paths: `rendered.safetensors`, learned from rendered
-    shelves alone, and with photos `real.safetensors`. Every `save_every_s` what is there is written."""
+def _first_module(options: PretrainedOptions) -> FacingsModule:
+    module = build_module(PRETRAINED_CONFIG)
+    initialise_decoder(module)
+    is_same = options.start_from is not None and network_of(options.start_from) == PRETRAINED_CONFIG
+    if options.encoder_weights is not None:
+        load_encoder(module.sam.image_encoder.trunk.encoder, read_weights(options.encoder_weights))
+    elif not is_same:
+        raise CheckpointError("trunk weights: expected published ones, or a checkpoint of this network to begin with")
+    if options.start_from is not None:
+        load_common(module, read_weights(options.start_from), with_encoder=is_same)
+    return module
+
+
+def train_pretrained(options: PretrainedOptions, report: Callable[[Report], None]) -> Path:
+    """Trains for `options.minutes` and returns the checkpoint's path. Every `save_every_s` what is there is written."""
     run = _Run(options, report)
     with RenderPool(
         processes=options.processes, side_px=options.picture_px, seed=options.seed, textures=options.textures
     ) as pool:
         began = time.monotonic()
+        if options.photos:
+            run.take_photos()
         while run.rendered.added < options.waits_for:
             run.take_rendered(pool, None)
         run.log({"waited_s": time.monotonic() - began})
@@ -391,8 +367,6 @@ def train_pretrained(options: PretrainedOptions, report: Callable[[Report], None
         steps = 0
         while (done := (time.monotonic() - began) / (options.minutes * 60)) < 1:
             run.take_rendered(pool)
-            if options.photos and run.taught < len(options.teach_at) and done >= options.teach_at[run.taught]:
-                run.label_photos()
             run.step(done)
             steps += 1
             if steps % options.report_every == 0 or steps == 20:
