@@ -24,9 +24,8 @@ log = logging.getLogger(__name__)
 
 BUNDLED = "facings-nano"
 BUNDLED_CONFIG = "facings-nano"
-PRETRAINED_CONFIG = "facings-nano-v4"
 #: Networks of this project by name: their files in this package.
-OWN_CONFIGS = {BUNDLED_CONFIG: "facings_nano.yaml", PRETRAINED_CONFIG: "facings_nano_v4.yaml"}
+OWN_CONFIGS = {BUNDLED_CONFIG: "facings_nano.yaml"}
 BUNDLED_WEIGHTS = Path(__file__).parent / "weights" / "facings-nano.safetensors"
 
 
@@ -91,7 +90,7 @@ def find_checkpoint(requested: str, *, config: str | None, has_gpu: bool) -> Che
             )
             requested = BUNDLED
     if requested == BUNDLED:
-        return _at(BUNDLED_WEIGHTS, name=BUNDLED, config=network_of(BUNDLED_WEIGHTS) or BUNDLED_CONFIG)
+        return _at(BUNDLED_WEIGHTS, name=BUNDLED, config=BUNDLED_CONFIG)
     if requested in OFFICIAL:
         return _download(requested)
     return _from_path(requested, config)
@@ -151,11 +150,6 @@ def _metadata(path: Path) -> dict[str, str]:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"checkpoint {path.name!r}: cannot be read as safetensors: {error}") from error
-
-
-def network_of(path: Path) -> str | None:
-    """The network config that a file of weights names. Raises CheckpointError when it cannot be read."""
-    return _metadata(path).get("network")
 
 
 def calibrated_threshold(checkpoint: Checkpoint) -> float | None:

@@ -14,7 +14,7 @@ import typer
 
 from backend.errors import CommandError, FacingsError, Interrupted
 from scripts.bulk_commands import preannotate, project_app
-from scripts.model_commands import benchmark, evaluate, export, train, train_pretrained
+from scripts.model_commands import benchmark, evaluate, export, pretrain, train
 from scripts.options import CheckpointOption, DeviceOption, read_settings
 
 app = typer.Typer(
@@ -77,7 +77,7 @@ def demo(
     command.demo(photos, port, label_studio_port, **({} if data is None else {"data": data}))
 
 
-for command in (preannotate, evaluate, train, train_pretrained, export, benchmark):
+for command in (preannotate, evaluate, train, pretrain, export, benchmark):
     app.command()(command)
 app.add_typer(project_app, name="project")
 

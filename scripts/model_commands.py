@@ -167,8 +167,8 @@ def train(
     print(f"checkpoint in {command.train(options, score)}")
 
 
-def train_pretrained(
-    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/pretrained"),
+def pretrain(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/pretrain"),
     minutes: Annotated[float, typer.Option(min=0.01, help="Length of the run; the learning rate follows it.")] = 60.0,
     unlabelled: Annotated[
         Path | None,
@@ -181,7 +181,7 @@ def train_pretrained(
     trunk_weights: Annotated[
         Path | None,
         typer.Option(
-            help="Published weights of EfficientNet-Lite1, a .pth file; for weights that have no such trunk.",
+            help="Published weights of EfficientNet-Lite1, a .pth file, to begin with instead.",
             show_default=False,
         ),
     ] = None,
@@ -193,23 +193,23 @@ def train_pretrained(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; on a CPU a step takes a minute.")] = "cuda",
     workers: Annotated[int, typer.Option(min=1, help="Processes that render: as many as there are cores.")] = 15,
 ) -> None:
-    """Train facings-nano with a trunk that starts from ImageNet weights, on a GPU.
+    """Train facings-nano on rendered shelves and photos without known boxes, on a GPU; the bundled one was made so.
 
     Prints the losses, and at the end the checkpoint. What is there is written every minute; a run cannot be resumed,
     but another can begin with its weights.
 
     \b
     Examples:
-      facings train-pretrained --trunk-weights efficientnet-lite1.pth --out runs/a --minutes 30
-      facings train-pretrained --from runs/a/facings-nano.safetensors --out runs/b --minutes 30 --unlabelled shelves
+      facings pretrain --trunk-weights efficientnet-lite1.pth --out runs/a --minutes 30
+      facings pretrain --from runs/a/facings-nano.safetensors --out runs/b --minutes 30 --unlabelled shelves
     """
     from model.checkpoints import BUNDLED_WEIGHTS
     from model.device import choose_placement
-    from model.training.pretrained import PretrainedOptions
+    from model.training.pretraining import PretrainOptions
     from scripts import train as command
 
-    command.train_pretrained(
-        PretrainedOptions(
+    command.pretrain(
+        PretrainOptions(
             out=out,
             encoder_weights=trunk_weights,
             minutes=minutes,

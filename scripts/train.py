@@ -23,7 +23,7 @@ from scripts.labels import KnownPhotos, print_left_out, read_photos
 
 if TYPE_CHECKING:
     from model.training.loop import TrainOptions
-    from model.training.pretrained import PretrainedOptions
+    from model.training.pretraining import PretrainOptions
     from model.training.samples import LabelledPhotos
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -143,9 +143,9 @@ def train(options: TrainOptions, score: Callable[[Path], dict[str, float]] | Non
     return path
 
 
-def train_pretrained(options: PretrainedOptions) -> None:
+def pretrain(options: PretrainOptions) -> None:
     """Trains the network with a pretrained trunk, printing each report and at the end the checkpoint's path."""
-    from model.training.pretrained import train_pretrained as train_network
+    from model.training.pretraining import pretrain as train_network
 
     def report(figures: Mapping[str, float]) -> None:
         print(", ".join(f"{name} {value:.4g}" for name, value in figures.items()), flush=True)

@@ -32,7 +32,7 @@ from scripts.demo.demo import LABEL_CONFIG
 
 ROOT = Path(__file__).parents[1]
 STUDIO = ("--url", "http://127.0.0.1:9", "--api-key", "k")  # nothing listens there
-COMMANDS = ("serve", "demo", "preannotate", "evaluate", "train", "train-pretrained", "export", "benchmark")
+COMMANDS = ("serve", "demo", "preannotate", "evaluate", "train", "pretrain", "export", "benchmark")
 PROJECT_COMMANDS = ("project preannotate", "project tighten", "project export")
 
 
@@ -141,8 +141,8 @@ def test_the_names_of_the_package_model_come_without_torchvision() -> None:
         (["project", "export", "3", *STUDIO, "--out", "{tmp}/b.json", "--format", "voc"], "--format: expected coco"),
         (["evaluate", "--photos", "{tmp}", "--truth", "{tmp}/none.json"], "No such file or directory"),
         (["evaluate", "--photos", "{tmp}", "--truth", "{tmp}/empty.json"], "expected COCO"),
-        (["train-pretrained", "{tmp}/none.pth", "--device", "cpu", "--out", "{tmp}/a"], "none.pth': cannot be read"),
-        (["train-pretrained", "{tmp}/none.pth", "--device", "gpu"], "device: expected"),
+        (["pretrain", "{tmp}/none.pth", "--device", "cpu", "--out", "{tmp}/a"], "none.pth': cannot be read"),
+        (["pretrain", "{tmp}/none.pth", "--device", "gpu"], "device: expected"),
         (["export", "--out", "{tmp}/no/such"], "No such file or directory: '{tmp}/no/such'"),
         (["export", "--out", "{tmp}", "--precision", "int8"], "expected fp32 or fp16, got 'int8'"),
         (["export", "--out", "{tmp}", "--checkpoint", "none.pt"], "no file at 'none.pt'"),

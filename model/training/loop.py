@@ -21,7 +21,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from model.checkpoints import BUNDLED_CONFIG, network_of, read_weights, write_weights
+from model.checkpoints import BUNDLED_CONFIG, read_weights, write_weights
 from model.network import PIXEL_DEVIATION, PIXEL_MEAN
 from model.proposer import boxes_of_cells
 from model.sam2_module import PRIOR_LOGIT, FacingsModule, FeatureMaps, build_module, load_weights
@@ -41,6 +41,8 @@ Batch = dict[str, torch.Tensor]
 SAM_STRIDE = 16  # pixels of the tile for each cell of the embedding that prompts are compared with
 MAX_GRADIENT_NORM = 5.0
 SECOND_ROUND_SHARE = 0.25  # of the steps
+FROZEN_STAGES = 3  # of the trunk's encoder: all up to stride 8
+ENCODER_RATE = 0.2  # of the learning rate, for what is not frozen of the encoder
 WARM_UP_SHARE = 0.03  # of the run, in which the learning rate rises to its height
 Report = dict[str, float]
 
@@ -75,6 +77,35 @@ class TrainOptions:
     report_every: int = 10
     save_every_s: float = 120.0
     score_every_s: float = 1200.0
+
+
+def optimizer_of(module: FacingsModule, learning_rate: float, *, fused: bool = False) -> torch.optim.AdamW:
+    """Of all that learns. What the first stages of the encoder know of real photos stays as it is, the others learn
+    slowly; see `set_rate`."""
+    encoder = module.sam.image_encoder.trunk.encoder
+    for part in (encoder.stem, *encoder.stages[:FROZEN_STAGES]):
+        part.requires_grad_(False)
+    of_encoder = {id(parameter) for parameter in encoder.parameters()}
+    groups = [
+        {
+            "params": [
+                p
+                for p in module.parameters()
+                if p.requires_grad and (id(p) in of_encoder) == is_encoder and (p.ndim > 1) == is_matrix
+            ],
+            "share": ENCODER_RATE if is_encoder else 1.0,
+            "weight_decay": 0.02 if is_matrix else 0.0,
+        }
+        for is_encoder in (False, True)
+        for is_matrix in (False, True)
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Gives each group of `optimizer_of` its share of the learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["share"]
 
 
 def descend(
@@ -222,21 +253,14 @@ class _Run:
     def __init__(self, options: TrainOptions) -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         self.options = options
-        self.config = BUNDLED_CONFIG
-        if options.start_from is not None:
-            self.config = network_of(options.start_from) or BUNDLED_CONFIG
-        self.module = build_module(self.config).to(options.device).to(memory_format=torch.channels_last)
+        self.module = build_module(BUNDLED_CONFIG).to(options.device).to(memory_format=torch.channels_last)
         if options.start_from is None:
             initialise_decoder(self.module)
         else:
             load_weights(self.module, read_weights(options.start_from), options.start_from.name)
         moving_average = get_ema_multi_avg_fn(0.998)  # type: ignore[no-untyped-call]
         self.average = AveragedModel(self.module, multi_avg_fn=moving_average, use_buffers=True)
-        groups = [
-            {"params": [p for p in self.module.parameters() if p.ndim > 1], "weight_decay": 0.02},
-            {"params": [p for p in self.module.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=options.learning_rate)
+        self.optimizer = optimizer_of(self.module, options.learning_rate)
         self.step, self.elapsed_s = 0, 0.0
         if options.resume and self._last.exists():
             state = torch.load(self._last, map_location=options.device, weights_only=True)
@@ -263,8 +287,7 @@ class _Run:
         done = min(self.elapsed_s / self.limit_s, 1.0)
         cosine = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
         warmth = 0.01 + 0.99 * min(1.0, done / WARM_UP_SHARE)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.options.learning_rate * warmth * cosine
+        set_rate(self.optimizer, self.options.learning_rate * warmth * cosine)
         with torch.autocast(torch.device(self.options.device).type, torch.bfloat16):
             losses = losses_of(self.module, batch, canvas_offset=canvas_offset, second_round=second_round)
         total = torch.stack([WEIGHTS_OF_LOSSES[name] * loss for name, loss in losses.items()]).sum()
@@ -281,7 +304,7 @@ class _Run:
         path = self.options.out / "facings-nano.safetensors"
         names = ("minutes", "seed", "batch_size", "prompts_per_picture", "picture_px", "learning_rate")
         facts = {name: str(getattr(self.options, name)) for name in names}
-        facts |= {"network": self.config, "steps": str(self.step)}
+        facts |= {"network": BUNDLED_CONFIG, "steps": str(self.step)}
         if score_threshold is not None:
             facts["score_threshold"] = f"{score_threshold:g}"
         write_weights(path, self.average.module.state_dict(), facts)

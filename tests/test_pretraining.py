@@ -8,35 +8,33 @@ import numpy as np
 import pytest
 import torch
 
-from model import CheckpointError, Detections, EngineOptions, Photo, Sam2Engine
-from model.boxes import iou_matrix
-from model.checkpoints import BUNDLED_WEIGHTS, PRETRAINED_CONFIG, find_checkpoint, read_weights
+from model import CheckpointError, Detections
+from model.checkpoints import BUNDLED_CONFIG, find_checkpoint, read_weights
 from model.network import PIXEL_DEVIATION, PIXEL_MEAN
-from model.pretrained_trunk import EfficientNetLite, PretrainedTrunk
 from model.proposer import ProposalHead
 from model.renderer.shelves import render_shelf
 from model.sam2_module import build_module, load_module, load_weights
 from model.training.losses import centre_loss, quality_loss
 from model.training.pictures import IGNORED, Pictures, dense_batch, prompt_batch, relit_batch
-from model.training.pretrained import (
+from model.training.pretraining import (
     Learner,
-    PretrainedOptions,
+    PretrainOptions,
     cut_piece,
     joined,
-    load_common,
     load_encoder,
+    pretrain,
     pseudo_labels,
-    train_pretrained,
 )
 from model.training.render_pool import RenderPool
 from model.training.targets import dense_targets
+from model.trunk import AdaptedTrunk, EfficientNetLite
 
 DEPTHS, WIDTHS = [1, 1, 1, 1, 1, 1, 1], [8, 8, 8, 8, 8, 8, 8]
 CPU = torch.device("cpu")
 
 
 def lite1() -> EfficientNetLite:
-    encoder: EfficientNetLite = build_module(PRETRAINED_CONFIG).sam.image_encoder.trunk.encoder
+    encoder: EfficientNetLite = build_module(BUNDLED_CONFIG).sam.image_encoder.trunk.encoder
     return encoder
 
 
@@ -52,7 +50,7 @@ def kept_pictures(count: int = 2, side_px: int = 192) -> Pictures:
 
 
 def test_the_trunk_has_four_maps_at_the_strides_that_sam2_expects() -> None:
-    trunk = PretrainedTrunk(depths=DEPTHS, widths=WIDTHS, channels=[8, 12, 16, 20], blocks=[0, 1, 1, 1]).eval()
+    trunk = AdaptedTrunk(depths=DEPTHS, widths=WIDTHS, channels=[8, 12, 16, 20], blocks=[0, 1, 1, 1]).eval()
     maps = trunk(torch.zeros(1, 3, 64, 64))
     assert [tuple(level.shape[1:]) for level in maps] == [(8, 16, 16), (12, 8, 8), (16, 4, 4), (20, 2, 2)]
     assert trunk.channel_list == [20, 16, 12, 8]
@@ -60,7 +58,7 @@ def test_the_trunk_has_four_maps_at_the_strides_that_sam2_expects() -> None:
 
 def test_a_trunk_refuses_a_wrong_number_of_levels() -> None:
     with pytest.raises(ValueError, match="expected 4 channels"):
-        PretrainedTrunk(depths=DEPTHS, widths=WIDTHS, channels=[8, 8], blocks=[1, 1])
+        AdaptedTrunk(depths=DEPTHS, widths=WIDTHS, channels=[8, 8], blocks=[1, 1])
     with pytest.raises(ValueError, match="expected 7 depths"):
         EfficientNetLite([1, 1], [8, 8])
 
@@ -86,8 +84,8 @@ def test_weights_of_another_encoder_are_refused() -> None:
 
 
 def test_the_network_answers_alike_with_its_batch_norms_folded(tmp_path: Path) -> None:
-    module = build_module(PRETRAINED_CONFIG)
-    options = PretrainedOptions(out=tmp_path, encoder_weights=tmp_path, minutes=1, device="cpu")
+    module = build_module(BUNDLED_CONFIG)
+    options = PretrainOptions(out=tmp_path, encoder_weights=tmp_path, minutes=1, device="cpu")
     Learner(module, options).export(tmp_path / "some.safetensors", {})
     checkpoint = find_checkpoint(str(tmp_path / "some.safetensors"), config=None, has_gpu=False)
     folded = load_module(checkpoint)
@@ -223,19 +221,11 @@ def test_batches_with_other_numbers_of_boxes_are_joined() -> None:
     assert len(both.images) == 3
 
 
-def test_a_checkpoint_of_another_trunk_gives_its_decoder() -> None:
-    torch.manual_seed(6)
-    old, new = build_module("facings-nano"), build_module(PRETRAINED_CONFIG)
-    assert load_common(new, old.state_dict(), with_encoder=False) > 100
-    name = "sam_prompt_encoder.not_a_point_embed.weight"
-    assert torch.equal(new.sam.state_dict()[name], old.sam.state_dict()[name])
-
-
 def test_a_run_learns_from_renderers_and_from_photos_and_leaves_the_first_stages_as_they_are(tmp_path: Path) -> None:
     torch.manual_seed(7)
     published = lite1().state_dict()
     torch.save(published, tmp_path / "lite1.pth")
-    options = PretrainedOptions(
+    options = PretrainOptions(
         out=tmp_path / "run",
         encoder_weights=tmp_path / "lite1.pth",
         minutes=0.1,
@@ -251,7 +241,7 @@ def test_a_run_learns_from_renderers_and_from_photos_and_leaves_the_first_stages
         report_every=1,
     )
     lines: list[dict[str, float]] = []
-    path = train_pretrained(options, lines.append)
+    path = pretrain(options, lines.append)
     assert any("pieces_of_photos" in line for line in lines)
     assert any({"centre", "quality", "mask"} <= line.keys() for line in lines)
     module = build_module(find_checkpoint(str(path), config=None, has_gpu=False).config)
@@ -271,15 +261,3 @@ def test_the_renderers_hand_over_pictures_with_their_labels() -> None:
         picture = next(pool.ready(None))
         assert picture.pixels.shape == (96, 96, 3)
         assert picture.ids.max() == len(picture.boxes_xyxy)
-
-
-def test_the_preview_of_version_4_finds_the_facings_of_a_rendered_shelf() -> None:
-    weights = BUNDLED_WEIGHTS.with_name("facings-nano-v4.safetensors")
-    shelf = render_shelf(5, (1024, 768), facing_px=70)
-    engine = Sam2Engine(EngineOptions(checkpoint=str(weights), device="cpu"))
-    try:
-        found = engine.preannotate(Photo(pixels=shelf.photo_rgb), score_threshold=0.6)
-    finally:
-        engine.close()
-    overlap = iou_matrix(np.asarray(shelf.boxes_xyxy, np.float32), found.boxes_xyxy)
-    assert (overlap.max(axis=1, initial=0) >= 0.5).mean() > 0.6

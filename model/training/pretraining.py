@@ -1,7 +1,7 @@
-"""Trains the network whose trunk starts from weights learned on real photos, on a GPU, while many CPU cores render.
+"""Trains the network on a GPU, while many CPU cores render.
 
 Knows tensors, the network's modules and the pictures; not where photos come from. Differs from model.training.loop in
-three things: part of the encoder stays as it is, pieces are cut and lit on the device (model.training.pictures), and
+two things: pieces are cut and lit on the device (model.training.pictures), and
 photos without labels can teach, with the boxes that the engine finds there with another checkpoint.
 """
 
@@ -24,14 +24,22 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model.boxes import iou_matrix
-from model.checkpoints import BUNDLED_WEIGHTS, PRETRAINED_CONFIG, network_of, read_weights, write_weights
+from model.checkpoints import BUNDLED_CONFIG, BUNDLED_WEIGHTS, read_weights, write_weights
 from model.engine import EngineOptions, Sam2Engine
 from model.network import PIXEL_DEVIATION, PIXEL_MEAN
-from model.pretrained_trunk import EfficientNetLite
 from model.proposer import boxes_of_cells
 from model.renderer.shelves import MIN_SIDE_PX, MIN_VISIBLE_SHARE
-from model.sam2_module import FacingsModule, build_module
-from model.training.loop import SAM_STRIDE, SECOND_ROUND_SHARE, descend, initialise_decoder, prompt_losses
+from model.sam2_module import FacingsModule, build_module, load_weights
+from model.training.loop import (
+    SAM_STRIDE,
+    SECOND_ROUND_SHARE,
+    WEIGHTS_OF_LOSSES,
+    descend,
+    initialise_decoder,
+    optimizer_of,
+    prompt_losses,
+    set_rate,
+)
 from model.training.losses import box_loss, centre_loss, quality_loss
 from model.training.pictures import (
     IGNORED,
@@ -43,12 +51,10 @@ from model.training.pictures import (
     relit_batch,
 )
 from model.training.render_pool import RenderPool
+from model.trunk import EfficientNetLite
 from model.types import BoolArray, CheckpointError, Detections, FloatArray, Photo, PixelArray
 
-FROZEN_STAGES = 3  # of the encoder: all up to stride 8
-ENCODER_RATE = 0.2  # of the learning rate, for what is not frozen of the encoder
 WARM_UP_SHARE = 0.04
-WEIGHTS_OF_LOSSES = {"centre": 1.0, "box": 2.0, "quality": 0.5, "mask": 1.0, "iou": 0.5, "second": 1.0}
 SURE_SCORE, UNSURE_SCORE = 0.88, 0.4  # of the teacher: a facing; perhaps one
 REAL_LONGER_PX = (900.0, 1900.0)  # longer side of the photos that pieces are cut from, as tiles show them
 
@@ -56,12 +62,11 @@ Report = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainedOptions:
+class PretrainOptions:
     """How a run goes.
 
-    start_from: a checkpoint of facings-nano to begin with, or None: all of it where it is of this network, else its
-    decoder and head. encoder_weights: published weights of the encoder (a `.pth` of EfficientNet-Lite), which all but
-    checkpoints of this network need.
+    start_from: a checkpoint of facings-nano to begin with. encoder_weights: published weights of the encoder (a `.pth`
+    of EfficientNet-Lite) to begin with instead, and all else untrained.
     photos: pixels of photos without labels to learn from, uint8 `[H, W, 3]`. teacher: the checkpoint that labels them.
     real_share: of a batch, cut from them.
     kept_pictures: rendered pictures on the device. waits_for: how many there must be before the first step.
@@ -69,7 +74,7 @@ class PretrainedOptions:
 
     out: Path
     minutes: float
-    start_from: Path | None = None
+    start_from: Path = BUNDLED_WEIGHTS
     encoder_weights: Path | None = None
     textures: Path | None = None
     photos: Sequence[PixelArray] = ()
@@ -111,54 +116,17 @@ def load_encoder(encoder: EfficientNetLite, tensors: dict[str, torch.Tensor]) ->
         stem.weight *= 255 * deviation / 128
 
 
-def load_common(module: FacingsModule, tensors: dict[str, torch.Tensor], *, with_encoder: bool) -> int:
-    """The tensors that another checkpoint shares with the network, those of the image encoder only `with_encoder`;
-    returns how many."""
-    own = module.state_dict()
-    common = {
-        name: value.float()
-        for name, value in tensors.items()
-        if name in own
-        and own[name].shape == value.shape
-        and (with_encoder or not name.startswith("sam.image_encoder."))
-    }
-    module.load_state_dict(common, strict=False)
-    return len(common)
-
-
 class Learner:
     """A network that learns, its moving average and its optimizer."""
 
-    def __init__(self, module: FacingsModule, options: PretrainedOptions) -> None:
+    def __init__(self, module: FacingsModule, options: PretrainOptions) -> None:
         self.options = options
         self.module = module
-        encoder: EfficientNetLite = module.sam.image_encoder.trunk.encoder
-        for part in (encoder.stem, *encoder.stages[:FROZEN_STAGES]):
-            part.requires_grad_(False)
-        self.listen()
+        self.optimizer = optimizer_of(module, options.learning_rate, fused=options.device != "cpu")
+        module.train()
         moving_average = get_ema_multi_avg_fn(options.average)  # type: ignore[no-untyped-call]
         self.average = AveragedModel(module, multi_avg_fn=moving_average, use_buffers=True)
-        of_encoder = {id(parameter) for parameter in encoder.parameters()}
-        groups = [
-            {
-                "params": [
-                    p
-                    for p in module.parameters()
-                    if p.requires_grad and (id(p) in of_encoder) == is_encoder and (p.ndim > 1) == is_matrix
-                ],
-                "rate": ENCODER_RATE if is_encoder else 1.0,
-                "weight_decay": 0.02 if is_matrix else 0.0,
-            }
-            for is_encoder in (False, True)
-            for is_matrix in (False, True)
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, fused=options.device != "cpu")
         self.step = 0
-
-    def listen(self) -> None:
-        """Training mode, but for the batch norms of the encoder, which keep the statistics of real photos."""
-        self.module.train()
-        self.module.sam.image_encoder.trunk.encoder.eval()
 
     def learn(
         self, pieces: Pieces, has_masks: torch.Tensor, done: float, rng: np.random.Generator
@@ -166,8 +134,7 @@ class Learner:
         """One step at `done` of the run; returns its losses, on the device."""
         rate = self.options.learning_rate * min(1.0, 0.01 + done / WARM_UP_SHARE)
         rate *= 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["rate"]
+        set_rate(self.optimizer, rate)
         with torch.autocast(torch.device(self.options.device).type, torch.bfloat16):
             losses = self._losses(pieces, has_masks, rng)
         total = torch.stack([WEIGHTS_OF_LOSSES[name] * loss for name, loss in losses.items()]).sum()
@@ -196,7 +163,7 @@ class Learner:
 
     def export(self, path: Path, facts: dict[str, str]) -> None:
         """The averaged weights as fp16 safetensors."""
-        facts = facts | {"network": PRETRAINED_CONFIG, "steps": str(self.step)}
+        facts = facts | {"network": BUNDLED_CONFIG, "steps": str(self.step)}
         write_weights(path, self.average.module.state_dict(), facts)
 
 
@@ -285,7 +252,7 @@ def joined(first: Pieces, second: Pieces) -> Pieces:
 class _Run:
     """A run: its pictures, its learner, its clock and its log."""
 
-    def __init__(self, options: PretrainedOptions, report: Callable[[Report], None]) -> None:
+    def __init__(self, options: PretrainOptions, report: Callable[[Report], None]) -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         self.options, self._report = options, report
         self.device = torch.device(options.device)
@@ -338,20 +305,17 @@ class _Run:
         return path
 
 
-def _first_module(options: PretrainedOptions) -> FacingsModule:
-    module = build_module(PRETRAINED_CONFIG)
-    initialise_decoder(module)
-    is_same = options.start_from is not None and network_of(options.start_from) == PRETRAINED_CONFIG
+def _first_module(options: PretrainOptions) -> FacingsModule:
+    module = build_module(BUNDLED_CONFIG)
     if options.encoder_weights is not None:
+        initialise_decoder(module)
         load_encoder(module.sam.image_encoder.trunk.encoder, read_weights(options.encoder_weights))
-    elif not is_same:
-        raise CheckpointError("trunk weights: expected published ones, or a checkpoint of this network to begin with")
-    if options.start_from is not None:
-        load_common(module, read_weights(options.start_from), with_encoder=is_same)
+    else:
+        load_weights(module, read_weights(options.start_from), options.start_from.name)
     return module
 
 
-def train_pretrained(options: PretrainedOptions, report: Callable[[Report], None]) -> Path:
+def pretrain(options: PretrainOptions, report: Callable[[Report], None]) -> Path:
     """Trains for `options.minutes` and returns the checkpoint's path. Every `save_every_s` what is there is written."""
     run = _Run(options, report)
     with RenderPool(
