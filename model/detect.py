@@ -74,7 +74,8 @@ class HeadDetector:
         with timed(self.observer, "merge"):
             merged_limit = max(limit, MERGED_LIMIT, MERGED_PER_TILE * len(tiles))
             boxes, scores = merge_proposals(*_joined(proposed), limit=merged_limit)
-        found = Detections(boxes_xyxy=_narrowed(boxes, self.excess_width), scores=scores)
+        boxes = geometry.clip_boxes(_narrowed(boxes, self.excess_width), photo.size_wh)
+        found = Detections(boxes_xyxy=boxes, scores=scores)
         self.known_boxes.put(photo, found)
         return _best(found, score_threshold, limit)
 

@@ -223,6 +223,51 @@ def test_a_pending_alt_click_trims_the_suggestion(page: Annotator, task: int, ph
     assert second.height < first.height * 0.96
 
 
+def test_pending_clicks_on_one_product_give_one_box(page: Annotator, task: int, photo: tuple[Path, Shelf]) -> None:
+    (facing,) = clear_facings(photo[1], 1)
+    x, y = middle(facing)
+    page.start_prompting("point")
+    page.click(x, y)
+    page.click(x, y - facing.height * 0.2)
+
+    (suggestion,) = page.suggestions()
+
+    assert overlaps([suggestion], [facing])[0, 0] > 0.5
+
+
+def test_a_pending_click_in_a_pending_rectangle_gives_one_box(
+    page: Annotator, task: int, photo: tuple[Path, Shelf]
+) -> None:
+    (facing,) = clear_facings(photo[1], 1)
+    page.start_prompting("rectangle")
+    page.drag(rough(facing))
+    page.press("m")
+    page.press("m")
+    page.click(*middle(facing))
+
+    (suggestion,) = page.suggestions()
+
+    assert overlaps([suggestion], [facing])[0, 0] > 0.5
+
+
+def test_a_point_that_is_pending_when_the_page_is_left_comes_back_without_its_suggestion(
+    page: Annotator, task: int, project: int, photo: tuple[Path, Shelf]
+) -> None:
+    facing, other = clear_facings(photo[1], 2)
+    page.start_prompting("point")
+    with page.page.expect_response(lambda response: "/drafts" in response.url and response.ok):
+        page.click(*middle(facing))
+    assert len(page.suggestions()) == 1
+
+    page.open_task(project, task)
+
+    assert page.points() == 1
+    assert page.suggestions() == []
+    page.start_prompting("point")
+    page.click(*middle(other))
+    assert any(contains(suggestion, middle(other)) for suggestion in page.suggestions())
+
+
 def test_several_boxes_are_selected_with_control_and_deleted_by_one_key(
     page: Annotator, task: int, photo: tuple[Path, Shelf]
 ) -> None:

@@ -141,8 +141,11 @@ def test_the_names_of_the_package_model_come_without_torchvision() -> None:
         (["project", "export", "3", *STUDIO, "--out", "{tmp}/b.json", "--format", "voc"], "--format: expected coco"),
         (["evaluate", "--photos", "{tmp}", "--truth", "{tmp}/none.json"], "No such file or directory"),
         (["evaluate", "--photos", "{tmp}", "--truth", "{tmp}/empty.json"], "expected COCO"),
-        (["pretrain", "{tmp}/none.pth", "--device", "cpu", "--out", "{tmp}/a"], "none.pth': cannot be read"),
-        (["pretrain", "{tmp}/none.pth", "--device", "gpu"], "device: expected"),
+        (
+            ["pretrain", "--trunk-weights", "{tmp}/none.pth", "--device", "cpu", "--out", "{tmp}/a"],
+            "none.pth': cannot be read",
+        ),
+        (["pretrain", "--device", "gpu"], "device: expected"),
         (["export", "--out", "{tmp}/no/such"], "No such file or directory: '{tmp}/no/such'"),
         (["export", "--out", "{tmp}", "--precision", "int8"], "expected fp32 or fp16, got 'int8'"),
         (["export", "--out", "{tmp}", "--checkpoint", "none.pt"], "no file at 'none.pt'"),

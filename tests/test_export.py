@@ -43,6 +43,7 @@ from model.types import CheckpointError, ExportError
 from scripts.export import Exported, export, summary
 
 CPU = Placement(device=torch.device("cpu"), autocast=None, encode_batch=1, decode_batch=16, reason="test")
+ROUNDING = 1e-4  # of the largest value: float32 summed in another order, through about 80 layers
 GPU = dataclasses.replace(CPU, device=torch.device("cuda", 0))
 
 
@@ -150,7 +151,7 @@ def test_facings_export_tells_the_files_and_how_far_they_are_from_torch(report: 
         "masks",
         "iou_predictions",
     ]
-    assert max(difference.largest / difference.of for difference in differences) < 1e-5
+    assert max(difference.largest / difference.of for difference in differences) < ROUNDING
     assert report.no_engine is not None or "encoder.engine" in str(report.files)
 
 
@@ -161,7 +162,7 @@ def test_the_encoder_answers_as_torch_does_for_any_number_of_tiles(
     got = answers(case.encoder, images[tiles])
     assert len(got) == (3 if case.module.proposal_head is None else 5)
     for array, wanted in zip(got, exact, strict=True):
-        assert (array - wanted[tiles]).abs().max() < 1e-5 * wanted.abs().max()
+        assert (array - wanted[tiles]).abs().max() < ROUNDING * wanted.abs().max()
 
 
 def random_features(case: Case, random: torch.Generator) -> list[torch.Tensor]:
