@@ -131,6 +131,10 @@ class Annotator:
         accept = self.page.get_by_test_id("bottombar-auto-accept-toggle")
         accept.set_checked(auto_accept, force=True)
         self.page.mouse.click(5, 400)  # the switch keeps the focus, and hotkeys do nothing meanwhile
+        self.take(tool)
+
+    def take(self, tool: Tool) -> None:
+        """Takes a smart tool in hand."""
         self.page.locator(".lsf-toolbar__group > .lsf-tool_smart").hover()
         self.page.locator(f'.lsf-toolbar__smart button[aria-label="{TOOLS[tool]}"]').click()
 
