@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model.checkpoints import BUNDLED, OFFICIAL, Checkpoint, find_checkpoint, read_weights
+from model.checkpoints import BUNDLED, OFFICIAL, Checkpoint, excess_width, find_checkpoint, read_weights
 from model.device import Placement
 from model.network import Network
 from model.sam2_module import FacingsModule, build_module, load_weights
@@ -72,6 +72,14 @@ def test_the_bundled_checkpoint_is_the_default_without_a_gpu() -> None:
     assert checkpoint.name == BUNDLED
     assert checkpoint.weights.stat().st_size <= 24_000_000
     assert Network(checkpoint, CPU).has_proposals
+
+
+def test_the_width_by_which_boxes_are_too_wide_is_that_of_the_weights_that_it_was_measured_for(tmp_path: Path) -> None:
+    bundled = find_checkpoint("auto", config=None, has_gpu=False)
+    assert excess_width(bundled) == pytest.approx(0.05)
+    save_file({"sam.a": torch.zeros(1)}, tmp_path / "mine.safetensors")
+    mine = find_checkpoint(str(tmp_path / "mine.safetensors"), config="facings-nano", has_gpu=False)
+    assert excess_width(mine) == 0
 
 
 @pytest.mark.parametrize(

@@ -245,6 +245,17 @@ REFUSED = [
         "predicted_values='facing' stands on two labels of 'b', 'x' and 'y': keep it on one",
     ),
     (view(IMAGE, rectangle_labels("Ж&#10;", "")), r"'\u0416\n' has no label"),
+    (
+        view(IMAGE, rectangle_labels("b", '<Label value="maybe" predicted_values="unsure"/>')),
+        "'b' has labels for unsure boxes only: add a Label value='facing'",
+    ),
+    (
+        view(
+            IMAGE,
+            rectangle_labels("b", X + '<Label value="maybe" predicted_values="unsure" model_score_threshold="2"/>'),
+        ),
+        "model_score_threshold of 'maybe': expected a number from 0 to 1, got '2'",
+    ),
 ]
 
 
