@@ -339,4 +339,4 @@ def test_the_templates_have_the_controls_that_their_names_promise() -> None:
     assert configs["shelf_masks"].polygons
     assert configs["shelf_masks"].brushes
     assert configs["shelf_unsure"].boxes.unsure_label == "unsure"
-    assert configs["shelf_unsure"].boxes.least_score(0.7) == 0.5
+    assert configs["shelf_unsure"].boxes.least_score(0.85) == 0.7

@@ -42,7 +42,7 @@ from backend.errors import LabelConfigError
 FACING = "facing"
 # A facing that is less sure than those that get the default label.
 UNSURE = "unsure"
-UNSURE_SHARE = 0.7
+UNSURE_SHARE = 0.8
 
 # Tags in lower case; the `type` of a region is the tag of its control, written so.
 KEYPOINT_TYPES = ("keypointlabels", "keypoint")
