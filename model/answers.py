@@ -16,7 +16,8 @@ from model.types import FloatArray, Mask, Prompt
 
 SURE, UNSURE = 1.0, 0.85  # predicted IoU at which nothing but the network counts, and at which the rest counts fully
 MIDDLE = 0.3  # of the way from the middle of a box to the one click in it, by which the box follows the click
-DRAWN = 0.3  # weight of a rough rectangle's edges
+DRAWN = 0.2  # weight of a rough rectangle's edges
+EDGE_REACH = 0.12  # of the rectangle's side: how far an edge of the answer may be from it, where both mean one object
 REDRAWN = 0.65  # the same where the rectangle is drawn over a wrong box
 ROW, ROW_DRAWN = 0.7, 0.45  # weight of the neighbours' edges, for a clicked box and for a rectangle
 LIKE_ROW, LIKE_ROW_DRAWN = 0.55, 0.6  # IoU of these with their row, from which they are believed to be like it
@@ -127,8 +128,10 @@ def _box_of_rectangle(
     others = accepted_xyxy[geometry.iou_matrix(accepted_xyxy, drawn[None])[:, 0] < LEAST_DRAWN_IOU]
     doubt = _doubt(found.score)
     trust = REDRAWN if is_redrawn else doubt * DRAWN
-    weight = trust if _iou(found.box_xyxy, drawn) >= SAME_OBJECT else 0.0
-    box = (1 - weight) * found.box_xyxy + weight * drawn
+    box = found.box_xyxy
+    if _iou(box, drawn) >= SAME_OBJECT:
+        reach = EDGE_REACH * np.tile(drawn[2:] - drawn[:2], 2)
+        box = np.clip((1 - trust) * box + trust * drawn, drawn - reach, drawn + reach)
     row = row_box(others, np.asarray((drawn[:2] + drawn[2:]) / 2, np.float32))
     if row is None or is_redrawn:
         return box

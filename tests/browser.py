@@ -121,6 +121,10 @@ class Annotator:
         """How many points are drawn on the photo: prompts that wait, or that nobody answered."""
         return sum("keypoint" in region["type"] for region in self.page.evaluate(_REGIONS))
 
+    def wait_for_point(self) -> None:
+        """Waits until a point is drawn on the photo: a draft's regions come after the page is ready."""
+        self.page.wait_for_function(f"() => ({_REGIONS})().some(region => region.type.startsWith('keypoint'))")
+
     def suggestions(self) -> list[Box]:
         """The boxes that the backend suggests and the annotator has not accepted yet."""
         return [_box(region) for region in self.page.evaluate(_SUGGESTIONS) if region["type"] == "rectanglelabels"]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.answers import LEAST_DRAWN_IOU, answer_to, inside_photo, trimmed_box
+from model.answers import EDGE_REACH, LEAST_DRAWN_IOU, answer_to, inside_photo, trimmed_box
 from model.boxes import iou_matrix
 from model.masks import FoundObject
 from model.types import Mask, Prompt
@@ -139,15 +139,22 @@ def test_a_rectangle_stays_as_drawn_where_nothing_or_something_else_is_found(fou
 
 
 def test_the_less_sure_the_network_is_the_more_a_rectangle_counts() -> None:
-    drawn, found = np.array([50, 50, 110, 130], np.float32), np.array([60, 50, 110, 130], np.float32)
+    drawn, found = np.array([50, 50, 110, 130], np.float32), np.array([55, 50, 110, 130], np.float32)
     lefts = []
     for score in (1.0, 0.95, 0.85, 0.3):
         answer = answer_to(Prompt(box_xyxy=drawn), seen(found, score), NOTHING, SIZE_WH)
         assert answer is not None
         lefts.append(float(answer.box_xyxy[0]))
-    assert lefts[0] == 60
+    assert lefts[0] == 55
     assert lefts == sorted(lefts, reverse=True)
     assert lefts[2] == lefts[3] > 50
+
+
+def test_no_edge_of_a_rectangle_moves_further_than_a_hand_errs() -> None:
+    drawn, found = np.array([50, 50, 110, 130], np.float32), np.array([70, 50, 112, 130], np.float32)
+    answer = answer_to(Prompt(box_xyxy=drawn), seen(found, 1.0), NOTHING, SIZE_WH)
+    assert answer is not None
+    assert answer.box_xyxy.tolist() == pytest.approx([50 + EDGE_REACH * 60, 50, 112, 130])
 
 
 def test_a_rectangle_over_a_wrong_box_counts_more_than_the_network() -> None:
