@@ -149,6 +149,7 @@ def train(
     from model.training.loop import TrainOptions
     from scripts import train as command
 
+    command.keep_freed_memory()
     if truth is not None and start_from is None:
         start_from = BUNDLED_WEIGHTS
     options = TrainOptions(
