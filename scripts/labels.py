@@ -1,9 +1,11 @@
-"""Truth files: photos with known boxes, read from a COCO file or from a Label Studio export (JSON).
+"""Truth files: photos with known boxes, from a COCO file, a Label Studio export (JSON), or a folder of label files.
 
-Knows COCO, and puts together what `label_studio_export` and `photo_lookup` know. Knows neither the engine nor training.
+Knows COCO, and puts together what `label_studio_export`, `label_folders` and `photo_lookup` know. Knows neither the
+engine nor training.
 
-Labels and categories do not matter: a facing is a facing. A file that does not follow its format is refused as a
-whole, with the place that is wrong. What a single photo lacks costs that photo: it is left out, with a line.
+Labels and categories do not matter, unless they are named: a facing is a facing. A file that does not follow its format
+is refused as a whole, with the place that is wrong. What a single photo lacks costs that photo: it is left out, with a
+line.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from backend.errors import CommandError
 from backend.photos.files import display_name, read_ahead
 from model.quality import Truth
 from scripts.console import track
+from scripts.label_folders import read_folder
 from scripts.label_studio_export import read_export
 from scripts.photo_lookup import LabelledName, find_files
 
@@ -56,14 +59,47 @@ class KnownPhotos:
 
 
 def read_truth(
-    truth_file: Path, photos_dir: Path, *, limit: int | None = None, controls: Sequence[str] = ()
+    truth_file: Path,
+    photos_dir: Path,
+    *,
+    limit: int | None = None,
+    controls: Sequence[str] = (),
+    labels: Sequence[str] = (),
 ) -> KnownPhotos:
-    """The first `limit` photos of a COCO file or a Label Studio export (all when None), with all their boxes.
+    """The first `limit` photos of a truth file or folder (all when None), with all their boxes.
 
     controls: names of the Label Studio controls whose rectangles are facings; without any, `label_studio_export`
-    decides. Which file a photo is: see `photo_lookup`.
+    decides. labels: of the boxes in a folder of label files that are facings; without any, all. Which file a photo
+    is: see `photo_lookup`.
     Raises CommandError when the file is no such file, or none of its photos is in the folder.
     """
+    name = display_name(truth_file)
+    if truth_file.is_dir():
+        if controls:
+            raise CommandError(f"{name!r}: --control is for Label Studio exports; this is a folder of label files")
+        try:
+            names, remarks = read_folder(truth_file, frozenset(labels))
+        except ValueError as error:
+            raise CommandError(f"{name!r}: expected label files of Pascal VOC or Supervisely: {error}") from error
+    else:
+        names, remarks = _read_file(truth_file, controls)
+    photos: list[KnownPhoto] = []
+    left_out: list[str] = []
+    for entry, path in zip(names, find_files(photos_dir, names), strict=True):
+        if isinstance(path, str):
+            left_out.append(path)
+        elif limit is None or len(photos) < limit:
+            photos.append(KnownPhoto(number=entry.number, path=path, truth=entry.truth))
+        else:
+            break
+    if not photos:
+        reason = f"found none of {len(names)}; the first: {left_out[0]}" if names else "but the file names none"
+        raise CommandError(f"{display_name(photos_dir)!r}: expected the photos of {name!r}, {reason}")
+    return KnownPhotos(photos=tuple(photos), left_out=tuple(left_out), remarks=tuple(remarks))
+
+
+def _read_file(truth_file: Path, controls: Sequence[str]) -> tuple[list[LabelledName], list[str]]:
+    """The entries of a COCO file or a Label Studio export, and remarks. Raises CommandError."""
     name = display_name(truth_file)
     try:
         content = json.loads(truth_file.read_bytes())
@@ -79,26 +115,12 @@ def read_truth(
         if isinstance(content, dict):
             if controls:
                 raise ValueError("--control is for Label Studio exports; this is an object, as COCO is")
-            names, remarks = _read_coco(content)
-        elif isinstance(content, list):
-            names, remarks = read_export(content, controls)
-        else:
-            raise ValueError(f"got {reprlib.repr(content)}")
+            return _read_coco(content)
+        if isinstance(content, list):
+            return read_export(content, controls)
+        raise ValueError(f"got {reprlib.repr(content)}")
     except ValueError as error:
         raise CommandError(f"{name!r}: expected COCO or a Label Studio export (JSON): {error}") from error
-    photos: list[KnownPhoto] = []
-    left_out: list[str] = []
-    for entry, path in zip(names, find_files(photos_dir, names), strict=True):
-        if isinstance(path, str):
-            left_out.append(path)
-        elif limit is None or len(photos) < limit:
-            photos.append(KnownPhoto(number=entry.number, path=path, truth=entry.truth))
-        else:
-            break
-    if not photos:
-        reason = f"found none of {len(names)}; the first: {left_out[0]}" if names else "but the file names none"
-        raise CommandError(f"{display_name(photos_dir)!r}: expected the photos of {name!r}, {reason}")
-    return KnownPhotos(photos=tuple(photos), left_out=tuple(left_out), remarks=tuple(remarks))
 
 
 def read_photos(

@@ -28,7 +28,20 @@ if TYPE_CHECKING:
 
 
 TruthOption = Annotated[
-    Path, typer.Option(help="Their known boxes: a COCO file or a Label Studio export (JSON).", show_default=False)
+    Path,
+    typer.Option(
+        help="Their known boxes: a COCO file, a Label Studio export (JSON), or a folder of Pascal VOC or Supervisely "
+        "files.",
+        show_default=False,
+    ),
+]
+LabelOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--label",
+        help="Label of the boxes that are facings, in a folder of label files; repeatable. By default, all.",
+        show_default=False,
+    ),
 ]
 ControlOption = Annotated[
     list[str] | None,
@@ -45,6 +58,7 @@ def evaluate(
     photos: PhotosOption,
     truth: TruthOption,
     control: ControlOption = None,
+    label: LabelOption = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first photos of the file.", show_default=False)
     ] = None,
@@ -72,7 +86,8 @@ def evaluate(
     """
     from scripts.measure import evaluate as command
 
-    known = _known(truth, photos, control, limit)
+    _check_label(label, truth)
+    known = _known(truth, photos, control, label, limit)
     with open_bulk_service(read_settings(checkpoint=checkpoint, device=device)) as service:
         evaluation = command.evaluate(
             service, known, score_threshold=score_threshold, prompts=prompts, annotate=annotate, sweep=sweep
@@ -88,7 +103,7 @@ def train(
     ] = None,
     truth: Annotated[
         Path | None,
-        typer.Option(help="Known boxes of --photos: a COCO file or a Label Studio export (JSON).", show_default=False),
+        typer.Option(help="Known boxes of --photos: a file or folder, as for facings evaluate.", show_default=False),
     ] = None,
     dev_photos: Annotated[
         Path | None, typer.Option(help="Folder of photos to measure on, kept out of training.", show_default=False)
@@ -98,6 +113,7 @@ def train(
         typer.Option(help="Known boxes of --dev-photos. They also calibrate the score threshold.", show_default=False),
     ] = None,
     control: ControlOption = None,
+    label: LabelOption = None,
     start_from: Annotated[
         Path | None,
         typer.Option("--from", help="Weights to begin with; by default the bundled ones with --truth, else none."),
@@ -145,6 +161,7 @@ def train(
         if (folder is None) != (file is None):
             given, missing = (truth_name, name) if folder is None else (name, truth_name)
             raise OptionError(f"{given}: expected {missing} with it, got none")
+    _check_label(label, truth, dev_truth)
     from model.checkpoints import BUNDLED_WEIGHTS
     from model.training.loop import TrainOptions
     from scripts import train as command
@@ -157,14 +174,14 @@ def train(
         minutes=minutes,
         start_from=start_from,
         textures=textures,
-        labelled=command.labelled_photos(_known(truth, photos, control)) if truth and photos else None,
+        labelled=command.labelled_photos(_known(truth, photos, control, label)) if truth and photos else None,
         seed=seed,
         device=device,
         learning_rate=learning_rate or (2e-3 if start_from is None else 5e-4),
         workers=workers,
         resume=resume,
     )
-    score = command.scorer(_known(dev_truth, dev_photos, control), device) if dev_truth and dev_photos else None
+    score = command.scorer(_known(dev_truth, dev_photos, control, label), device) if dev_truth and dev_photos else None
     print(f"checkpoint in {command.train(options, score)}")
 
 
@@ -226,13 +243,22 @@ def pretrain(
     )
 
 
-def _known(truth: Path, photos: Path, control: list[str] | None, limit: int | None = None) -> KnownPhotos:
+def _known(
+    truth: Path, photos: Path, control: list[str] | None, label: list[str] | None, limit: int | None = None
+) -> KnownPhotos:
     """A truth file, with a line for everything that was not taken from it."""
     from scripts.labels import print_remarks, read_truth
 
-    known = read_truth(truth, photos, limit=limit, controls=control or ())
+    known = read_truth(truth, photos, limit=limit, controls=control or (), labels=label or ())
     print_remarks(known)
     return known
+
+
+def _check_label(label: list[str] | None, *truths: Path | None) -> None:
+    if label and not any(truth is not None and truth.is_dir() for truth in truths):
+        raise OptionError(
+            "--label: expected a folder of label files (Pascal VOC, Supervisely) as known boxes, got none"
+        )
 
 
 def _draw_preview(path: Path, textures: Path | None, seed: int) -> None:

@@ -31,8 +31,9 @@ SECONDS_BETWEEN_LINES = 10.0
 UNLABELLED_PX = 1600  # of photos without known boxes: training keeps them all in memory
 
 
-# glibc's malloc.h: no buffer is mapped on its own or given back, the heap grows by 256 MiB, and threads share one.
-MALLOC_OPTIONS = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1), "M_TOP_PAD": (-2, 1 << 28), "M_ARENA_MAX": (-8, 1)}
+# Options and values of glibc's mallopt: no buffer is mapped on its own or given back, the heap grows by 256 MiB, and
+# threads share one.
+MALLOC_OPTIONS = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1), "M_TOP_PAD": (-2, 2**28), "M_ARENA_MAX": (-8, 1)}
 
 
 def keep_freed_memory() -> None:

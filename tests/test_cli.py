@@ -117,6 +117,7 @@ def test_the_names_of_the_package_model_come_without_torchvision() -> None:
         ),
         (["train", "--out", "{tmp}", "--dev-truth", "{tmp}/a.json"], "--dev-truth: expected --dev-photos with it"),
         (["train", "--out", "{tmp}", "--photos", "{tmp}"], "--photos: expected --truth with it"),
+        (["train", "--out", "{tmp}", "--label", "x"], "--label: expected a folder of label files"),
         (["train", "--out", "{tmp}", "--truth", "{tmp}/a.json", "--photos", "{tmp}"], "a.json': cannot be read"),
         (["train", "--out", "{tmp}", "--truth", "{tmp}/empty.json", "--photos", "{tmp}"], "expected COCO"),
         (["train", "--out", "{tmp}", "--from", "{tmp}/none.safetensors"], "none.safetensors': cannot be read"),

@@ -318,6 +318,96 @@ def test_a_file_or_a_folder_that_is_not_there_is_refused_in_one_line(folder: Pat
         read_truth(folder / "truth.json", folder / "no")
 
 
+# -- folders of label files ----------------------------------------------------------------------------------------
+
+VOC = """<annotation>
+  <folder>photos</folder><filename>a.png</filename>
+  <size><width>400</width><height>200</height><depth>3</depth></size>
+  <object><name>Coke 0.5l</name><difficult>0</difficult>
+    <bndbox><xmin>11</xmin><ymin>21</ymin><xmax>60</xmax><ymax>120</ymax></bndbox></object>
+  <object><name>Twix</name><bndbox><xmin>100</xmin><ymin>1</ymin><xmax>99</xmax><ymax>50</ymax></bndbox></object>
+</annotation>"""
+
+
+def supervisely(*objects: dict[str, Any], **size: Any) -> dict[str, Any]:
+    return {"description": "", "tags": [], "size": {"width": 400, "height": 200, **size}, "objects": list(objects)}
+
+
+def supervisely_box(label: str, *corners: list[Any]) -> dict[str, Any]:
+    points = {"exterior": list(corners), "interior": []}
+    return {"classTitle": label, "geometryType": "rectangle", "points": points}
+
+
+def label_folder(folder: Path, name: str, content: str | dict[str, Any]) -> Path:
+    labels = folder / "labels"
+    labels.mkdir()
+    (labels / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    return labels
+
+
+def test_pascal_voc_counts_from_one_and_includes_its_last_pixel(folder: Path) -> None:
+    known = read_truth(label_folder(folder, "a.xml", VOC), folder)
+
+    (photo,) = known.photos
+    assert photo.path == folder / "a.png"
+    assert photo.truth.size_wh == SIZE_WH
+    assert photo.truth.boxes_xyxy.tolist() == [[10, 20, 60, 120]]
+    assert known.remarks == ("1 boxes without area do not count",)
+
+
+def test_superviselys_rectangles_are_boxes_and_only_those_with_the_label_where_it_is_named(folder: Path) -> None:
+    objects = (
+        supervisely_box("Product", [60, 120], [10, 20]),
+        supervisely_box("Price", [0, 0], [20, 10]),
+        {"classTitle": "Product", "geometryType": "polygon", "points": {"exterior": [[0, 0], [9, 0], [9, 9]]}},
+    )
+    labels = label_folder(folder, "a.png.json", supervisely(*objects))
+
+    (everything,) = read_truth(labels, folder).photos
+    products = read_truth(labels, folder, labels=["Product"])
+
+    assert everything.truth.boxes_xyxy.tolist() == [[10, 20, 60, 120], [0, 0, 20, 10]]
+    assert products.photos[0].truth.boxes_xyxy.tolist() == [[10, 20, 60, 120]]
+    assert products.remarks == ("1 boxes have other labels than Product and do not count",)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "culprit"),
+    [
+        ("a.txt", "", "the folder has none"),
+        ("a.xml", "<annotation>", "a.xml': expected Pascal VOC, got no XML"),
+        ("a.xml", "<note/>", "expected Pascal VOC's <annotation>, got <note>"),
+        ("a.xml", "<annotation/>", "filename: expected the photo's name"),
+        ("a.xml", '<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>', "document type"),
+        ("a.xml", VOC.replace("<xmax>60", "<xmax>wide"), "object 1: xmax: expected a number of pixels, got 'wide'"),
+        ("a.xml", VOC.replace("<xmax>60</xmax>", ""), "object 1: xmax: .* got None"),
+        ("a.xml", VOC.replace("<width>400", "<width>0"), "size/width: expected a whole number of pixels, got '0'"),
+        ("a.png.json", "{", "a.png.json': expected Supervisely's JSON, got no JSON"),
+        ("a.png.json", "[]", "expected Supervisely's object with a size"),
+        ("a.png.json", "[" * 100_000, "a.png.json': maximum recursion"),
+        ("a.png.json", {"size": {"width": 400, "height": 200}}, "objects: expected a list, got None"),
+        ("a.png.json", supervisely(width=None), "size.width: .* got None"),
+        (
+            "a.png.json",
+            supervisely(supervisely_box("Product", [0, 0])),
+            r"objects\[0\].points.exterior: .* two corners",
+        ),
+        ("a.png.json", supervisely(supervisely_box("Product", [0, 0], [1, NAN])), "number of pixels, got nan"),
+    ],
+)
+def test_a_label_file_that_is_not_what_its_format_says_is_refused_in_one_line(
+    folder: Path, name: str, content: str | dict[str, Any], culprit: str
+) -> None:
+    with pytest.raises(CommandError, match=culprit) as caught:
+        read_truth(label_folder(folder, name, content), folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_controls_are_not_named_for_a_folder_of_label_files(folder: Path) -> None:
+    with pytest.raises(CommandError, match="--control is for Label Studio exports"):
+        read_truth(label_folder(folder, "a.xml", VOC), folder, controls=["box"])
+
+
 # -- learning from them --------------------------------------------------------------------------------------------
 
 
