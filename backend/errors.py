@@ -144,6 +144,17 @@ class EngineDeadline(EngineFailure):
     retryable = True
 
 
+@contextmanager
+def extra_needed(extra: str, what: str) -> Iterator[None]:
+    """Turns an import that fails inside into a CommandError that names the optional extra. what: that needs it."""
+    try:
+        yield
+    except ImportError as error:
+        raise CommandError(
+            f"{what}: expected the extra {extra}, got none: install facings[{extra}] ({error})"
+        ) from error
+
+
 class CommandError(Exception):
     """An expected failure of a command, in one line. exit_status: of the process that it ends."""
 

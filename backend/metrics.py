@@ -8,7 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+    start_http_server,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -112,6 +119,13 @@ class Metrics:
     def count_boxes(self, mode: Literal["dense", "prompt"], boxes: int) -> None:
         """Boxes of one answer."""
         self._boxes.labels(mode).inc(boxes)
+
+    def serve(self, port: int) -> None:
+        """Shows the metrics on a port of their own, to the end of the process. For transports without HTTP.
+
+        Raises OSError when the port is in use.
+        """
+        start_http_server(port, registry=self._registry)
 
     def exposition(self) -> bytes:
         """All metrics, as CONTENT_TYPE."""

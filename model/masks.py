@@ -19,6 +19,7 @@ from model.tiling import Tile
 from model.types import BoolArray, FloatArray, Mask
 
 SHELF_SHARE = 0.35  # a mask whose box covers more of the tile than this is no facing but the shelf
+OUTLINE_TOLERANCE_PX = 1.0  # by how much an outline may miss the edge of its mask
 WHOLE_UNIT_TOLERANCE = 0.1  # a larger mask is preferred when its predicted IoU is lower by no more than this
 
 
@@ -66,6 +67,22 @@ def read_object(
     box = geometry.clip_boxes(tile.to_photo(box), size_wh)
     mask = _mask_in_photo(plane, box, tile) if want_mask else None
     return FoundObject(box_xyxy=box, score=score, mask=mask)
+
+
+def outline_of(mask: Mask) -> npt.NDArray[np.float64]:
+    """The outer contour of the largest part of a mask that is not empty, simplified.
+
+    Points `[N, 2]` in photo pixels; at least three, unless that part is smaller.
+    """
+    # Contours run through pixel centres: on doubled pixels they lie a quarter of a pixel inside the mask, and a line of
+    # single pixels still encloses something.
+    doubled = mask.bitmap.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
+    contours, _ = cv2.findContours(doubled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    largest = max(contours, key=cv2.contourArea)
+    simple = cv2.approxPolyDP(largest, 2 * OUTLINE_TOLERANCE_PX, closed=True)
+    if len(simple) < 3:  # a part so small that the tolerance swallowed it
+        simple = largest
+    return np.asarray((simple.reshape(-1, 2) + 0.5) / 2 + (mask.left, mask.top), np.float64)
 
 
 def _touched_part(mask: BoolArray, prompt: TilePrompt) -> BoolArray | None:

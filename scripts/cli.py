@@ -16,6 +16,7 @@ from backend.errors import CommandError, FacingsError, Interrupted
 from scripts.bulk_commands import preannotate, project_app
 from scripts.model_commands import benchmark, evaluate, export, pretrain, train
 from scripts.options import CheckpointOption, DeviceOption, read_settings
+from scripts.transport_commands import redis_predict, redis_recv, redis_send, watch
 
 app = typer.Typer(
     name="facings",
@@ -77,7 +78,18 @@ def demo(
     command.demo(photos, port, label_studio_port, **({} if data is None else {"data": data}))
 
 
-for command in (preannotate, evaluate, train, pretrain, export, benchmark):
+for command in (
+    preannotate,
+    watch,
+    redis_predict,
+    redis_send,
+    redis_recv,
+    evaluate,
+    train,
+    pretrain,
+    export,
+    benchmark,
+):
     app.command()(command)
 app.add_typer(project_app, name="project")
 

@@ -24,7 +24,7 @@ from scripts.demo.demo import LABEL_STUDIO_ENVIRONMENT, ROOT, is_ready, start_fa
 from scripts.demo.label_studio_client import Account, Client
 from scripts.demo.processes import LOOPBACK, free_port
 
-pytest_plugins = ["photo_hosts"]  # the fixtures of hosts that serve photos
+pytest_plugins = ["brokers", "photo_hosts"]  # the fixtures of brokers, and of hosts that serve photos
 
 ACCOUNT = Account(
     email="annotator@example.com", password="shelves-and-boxes", token="0123456789abcdef" * 2 + "01234567"

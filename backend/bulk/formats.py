@@ -120,6 +120,15 @@ def box_labels(config: LabelConfig) -> list[str]:
     return list(dict.fromkeys(label for image in config.images for label in image.boxes.labels))
 
 
+def yolo_rows(photo: BoxedPhoto, classes: Sequence[str]) -> Iterator[str]:
+    """The lines of a photo's YOLO label file. classes: the labels, of which each box has a number."""
+    width, height = photo.size_wh
+    number = classes.index(photo.image.boxes.default_label)
+    for (x0, y0, x1, y1), _ in _clipped(photo):
+        row = (x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height
+        yield "{} {:.6f} {:.6f} {:.6f} {:.6f}\n".format(number, *row)
+
+
 class _Tasks:
     """A JSON array of tasks, as Label Studio's import takes them."""
 
@@ -219,7 +228,7 @@ class _Yolo:
             path = self._out / "labels" / PurePosixPath(name).with_suffix(".txt")
             with os_errors_as_command_error(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, "".join(self._rows_of(photo)))
+            write_whole(path, "".join(yolo_rows(photo, self._classes)))
             self._list.write(f"./images/{name}\n")
             self._table.write(_csv_row(number, photo.name, name))
 
@@ -237,13 +246,6 @@ class _Yolo:
             if path.exists() and not (path.is_dir() and next(path.iterdir(), None) is None):
                 expected = "expected a new folder, or one that an earlier run wrote"
                 raise CommandError(f"{str(self._out)!r}: {expected}; got one with {name!r}")
-
-    def _rows_of(self, photo: BoxedPhoto) -> Iterator[str]:
-        width, height = photo.size_wh
-        number = self._classes.index(photo.image.boxes.default_label)
-        for (x0, y0, x1, y1), _ in _clipped(photo):
-            row = (x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height
-            yield "{} {:.6f} {:.6f} {:.6f} {:.6f}\n".format(number, *row)
 
     def _data_yaml(self) -> str:
         # Strings and lists of strings are the same in JSON and YAML.

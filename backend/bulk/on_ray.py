@@ -23,7 +23,7 @@ from backend.bulk.pipeline import POLL_S, Show, Tally, show_nothing
 from backend.bulk.report import Report
 from backend.bulk.service import BulkService
 from backend.bulk.uploads import Uploads
-from backend.errors import CommandError, Interrupted
+from backend.errors import CommandError, Interrupted, extra_needed
 from backend.label_studio.project import Project, Selection
 from backend.label_studio.retry import ProjectError
 
@@ -320,10 +320,8 @@ def _result(ray: Any, reference: Any) -> Any:
 
 
 def _import_ray() -> Any:
-    try:
+    with extra_needed("ray", "--ray"):
         import ray
-    except ImportError:
-        raise CommandError("--ray: expected the extra ray, got none: install facings[ray]") from None
     return ray
 
 

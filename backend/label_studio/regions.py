@@ -12,19 +12,17 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from backend.label_studio.label_config import RECTANGLE_TYPES, ImageControls, MaskControl
+from model.masks import outline_of
 from model.types import Detections, Mask
 
 Region = dict[str, Any]
 
 # A ten-thousandth of a percent: a hundredth of a pixel in a photo 10,000 pixels wide.
 _PERCENT_DIGITS = 4
-# A polygon may miss its mask's outline by this much.
-_OUTLINE_TOLERANCE_PX = 1.0
 
 
 def regions_from_detections(
@@ -154,17 +152,8 @@ def _mask_regions(
 
 
 def _outline(mask: Mask, size_wh: tuple[int, int]) -> list[list[float]]:
-    """The outer contour of the mask's largest part, simplified, as percent points; the mask is not empty."""
-    # Contours run through pixel centres: on doubled pixels they lie a quarter of a pixel inside the mask, and a line of
-    # single pixels still encloses something.
-    doubled = mask.bitmap.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
-    contours, _ = cv2.findContours(doubled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    largest = max(contours, key=cv2.contourArea)
-    simple = cv2.approxPolyDP(largest, 2 * _OUTLINE_TOLERANCE_PX, closed=True)
-    if len(simple) < 3:  # a part so small that the tolerance swallowed it
-        simple = largest
-    points_xy = (simple.reshape(-1, 2) + 0.5) / 2 + (mask.left, mask.top)
-    return [[_percent(x, size_wh[0]), _percent(y, size_wh[1])] for x, y in points_xy.tolist()]
+    """The outline of the mask, which is not empty, as percent points."""
+    return [[_percent(x, size_wh[0]), _percent(y, size_wh[1])] for x, y in outline_of(mask).tolist()]
 
 
 def _rle(mask: Mask, size_wh: tuple[int, int]) -> list[int]:

@@ -34,6 +34,7 @@ from backend.reporting import configure_logging, log_event, to_client_error
 from backend.service import Service
 from backend.settings import MIB, Settings
 from backend.transports.annotator import FacingsAnnotator, annotator_class
+from backend.transports.fields import field, json_type, read_object
 from model import Engine
 
 # The HTTP status of an error of each kind, see backend.errors.
@@ -153,11 +154,11 @@ class _Backend:
         self._service.check_alive()
         body = _body()
         key = _project_key(body)
-        label_config = _field(body, "schema", str, "a string")
+        label_config = field(body, "schema", str, "a string")
         config = self._parse_label_config(label_config)
         access = Access(
-            label_studio_url=_field(body, "hostname", str, "a string", optional=True) or "",
-            token=_field(body, "access_token", str, "a string", optional=True) or "",
+            label_studio_url=field(body, "hostname", str, "a string", optional=True) or "",
+            token=field(body, "access_token", str, "a string", optional=True) or "",
         )
         is_new = self._setups.remember(key, Setup(label_config=label_config, access=access))
         version = config.model_version(self._service.engine.version)
@@ -175,14 +176,14 @@ class _Backend:
         """One result for each task, in order; those without boxes to give carry an error and no `result`."""
         self._service.check_alive()
         body = _body()
-        tasks = _field(body, "tasks", list, "a list of tasks")
+        tasks = field(body, "tasks", list, "a list of tasks")
         if not all(isinstance(task, dict) for task in tasks):
             raise RequestError("tasks: expected an object for each task")
-        params = _field(body, "params", dict, "an object", optional=True) or {}
-        context = _field(params, "context", dict, "an object", optional=True)
+        params = field(body, "params", dict, "an object", optional=True) or {}
+        context = field(params, "context", dict, "an object", optional=True)
         key = _project_key(body)
         setup = self._setups.get(key)
-        label_config = _field(body, "label_config", str, "a string", optional=True)
+        label_config = field(body, "label_config", str, "a string", optional=True)
         if not label_config:
             if setup is None:
                 raise RequestError(f"label_config: expected the label config of project {key!r}, got none")
@@ -208,7 +209,7 @@ class _Backend:
     def webhook(self) -> Response:
         """Label Studio reports what annotators did; their saving waits for the answer. There is nothing to do."""
         request.max_content_length = min(MAX_WEBHOOK_BYTES, self._settings.max_request_mb * MIB)
-        log_event(logging.INFO, "webhook", action=_field(_body(), "action", str, "the name of an action"))
+        log_event(logging.INFO, "webhook", action=field(_body(), "action", str, "the name of an action"))
         return _json({"status": "ok"})
 
     def metrics(self) -> Response:
@@ -307,37 +308,15 @@ def _body() -> Mapping[str, Any]:
     limit = request.max_content_length
     if request.content_length is None and limit is not None and len(content) >= limit:
         raise RequestEntityTooLarge  # werkzeug cuts a body that does not announce its length
-    try:
-        body = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise RequestError(f"body: expected JSON, got {len(content)} bytes that are not: {reason}") from error
-    if not isinstance(body, dict):
-        raise RequestError(f"body: expected a JSON object, got {_json_type(body)}")
-    return body
-
-
-def _field(body: Mapping[str, Any], name: str, kind: type, expected: str, *, optional: bool = False) -> Any:
-    """body[name], of the type asked for; with `optional`, None where it is missing or null."""
-    value = body.get(name)
-    if value is None and optional:
-        return None
-    if not isinstance(value, kind):
-        raise RequestError(f"{name}: expected {expected}, got {_json_type(value)}")
-    return value
+    return read_object(content)
 
 
 def _project_key(body: Mapping[str, Any]) -> str:
     """How Label Studio names the project: "3.1795244969", the project's id and when it was created."""
     value = body.get("project")
     if value is None or isinstance(value, bool) or not isinstance(value, str | int) or len(str(value)) > 200:
-        raise RequestError(f"project: expected the project's key, got {_json_type(value)}")
+        raise RequestError(f"project: expected the project's key, got {json_type(value)}")
     return str(value)
-
-
-def _json_type(value: object) -> str:
-    names = {type(None): "nothing", bool: "true or false", str: "a string", list: "a list", dict: "an object"}
-    return names.get(type(value), "a number")
 
 
 def _json(values: Mapping[str, Any]) -> Response:
