@@ -198,6 +198,65 @@ def redis_recv(
                 break
 
 
+def worker(
+    url: Annotated[
+        str,
+        typer.Argument(metavar="URL", help="Broker: kafka://, redis://, nats:// or amqp://.", show_default=False),
+    ],
+    requests: Annotated[
+        str, typer.Option("--in", help="Topic, stream, subject or queue of requests.")
+    ] = "facings.requests",
+    answers: Annotated[str, typer.Option("--out", help="Likewise for answers.")] = "facings.answers",
+    errors: Annotated[str, typer.Option("--errors", help="Likewise for requests that failed.")] = "facings.errors",
+    group: Annotated[str, typer.Option(help="Workers of one group share the requests.")] = "facings",
+    redeliver_after: Annotated[
+        float, typer.Option(min=1, help="Redis and NATS: seconds after which a request of a dead worker is given on.")
+    ] = 400.0,
+    kafka_config: Annotated[
+        Path | None, typer.Option(help="JSON file with more of librdkafka's settings.", show_default=False)
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Also store answers in mongodb://host/database.", show_default=False)
+    ] = None,
+    metrics_port: MetricsPortOption = None,
+    checkpoint: CheckpointOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Box photos that come through a message broker.
+
+    Takes JSON with a photo's address, or its bytes in base64, and perhaps prompts; gives boxes on one topic and errors
+    on another. Each request is answered at least once: it is done, for the broker, when its answer is out. Runs until
+    Ctrl-C or SIGTERM, and finishes the request that it has begun.
+
+    \b
+    Examples:
+      facings worker redis://localhost:6379/0
+      facings worker kafka://kafka1:9092,kafka2:9092 --group shelves --in photos --out boxes --errors failed
+      facings worker nats://localhost:4222 --metrics-port 9100
+      facings worker amqp://user:password@localhost:5672/ --store mongodb://localhost/shelves
+    """
+    settings = read_settings(checkpoint=checkpoint, device=device)
+    from backend.settings import MIB
+    from backend.transports.brokers import Topics, connector
+    from backend.transports.fields import read_object
+
+    topics = Topics(requests=requests, answers=answers, errors=errors, group=group)
+    connect = connector(
+        url,
+        topics,
+        redeliver_after_s=redeliver_after,
+        max_bytes=settings.max_request_mb * MIB,
+        kafka_config=read_object(kafka_config.read_bytes(), where=repr(kafka_config.name)) if kafka_config else None,
+    )
+    with _stopping() as stop, _open_service(settings, metrics_port) as service:
+        from backend.transports.mongodb import MongoStore
+        from backend.transports.worker import work
+
+        kept = MongoStore(store) if store else None
+        counts = work(service, connect, topics, stop, deadline_s=settings.deadline_s, store=kept)
+    print(f"{counts.answered} requests answered, {counts.failed} failed")
+
+
 def _numbers(text: str, count: int) -> list[float]:
     try:
         values = [float(part) for part in text.split(",")]
