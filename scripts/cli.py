@@ -16,7 +16,7 @@ from backend.errors import CommandError, FacingsError, Interrupted
 from scripts.bulk_commands import preannotate, project_app
 from scripts.model_commands import benchmark, evaluate, export, pretrain, train
 from scripts.options import CheckpointOption, DeviceOption, read_settings
-from scripts.transport_commands import redis_predict, redis_recv, redis_send, watch
+from scripts.transport_commands import redis_predict, redis_recv, redis_send, watch, worker
 
 app = typer.Typer(
     name="facings",
@@ -81,6 +81,7 @@ def demo(
 for command in (
     preannotate,
     watch,
+    worker,
     redis_predict,
     redis_send,
     redis_recv,

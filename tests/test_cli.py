@@ -32,7 +32,10 @@ from scripts.demo.demo import LABEL_CONFIG
 
 ROOT = Path(__file__).parents[1]
 STUDIO = ("--url", "http://127.0.0.1:9", "--api-key", "k")  # nothing listens there
-COMMANDS = ("serve", "demo", "preannotate", "evaluate", "train", "pretrain", "export", "benchmark")
+COMMANDS = (
+    *("serve", "demo", "preannotate", "watch", "worker", "redis-predict", "redis-send", "redis-recv"),
+    *("evaluate", "train", "pretrain", "export", "benchmark"),
+)
 PROJECT_COMMANDS = ("project preannotate", "project tighten", "project export")
 
 

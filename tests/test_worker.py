@@ -20,7 +20,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import briskdb
 import psutil
+import pymongo
 import pytest
 from brokers import STARTERS
 from fakes import FakeEngine, data_url, painted_photo
@@ -31,6 +33,7 @@ from backend.service import Service
 from backend.settings import Settings
 from backend.transports import worker as transport
 from backend.transports.brokers import Broker, BrokerError, Delivery, Topics, connector
+from backend.transports.mongodb import MongoStore
 from backend.transports.worker import Counts, work
 from scripts.demo.processes import LOOPBACK, Server, free_port
 
@@ -39,6 +42,7 @@ PIXELS = painted_photo({RED: (10, 20, 60, 80), BLUE: (100, 10, 120, 40)})
 BOXES = [{"box": [10, 20, 60, 80], "score": 0.9}, {"box": [100, 10, 120, 40], "score": 0.8}]
 TOPICS = Topics()
 REDELIVER_S = 3.0
+QUICK_GROUPS = {"session.timeout.ms": 6000, "heartbeat.interval.ms": 500}
 ROOT = Path(__file__).parents[1]
 
 
@@ -47,15 +51,15 @@ def photo(**fields: Any) -> dict[str, Any]:
 
 
 def connecting(url: str, topics: Topics = TOPICS) -> Callable[[], Broker]:
-    return connector(url, topics, redeliver_after_s=REDELIVER_S, max_bytes=10 << 20)
+    return connector(url, topics, redeliver_after_s=REDELIVER_S, max_bytes=10 << 20, kafka_config=QUICK_GROUPS)
 
 
 @contextmanager
 def client(url: str) -> Iterator[Client]:
     """What asks, and reads answers and errors. One that has read is not asked for the same again."""
     asked, answered, failed = TOPICS.requests, TOPICS.answers, TOPICS.errors
-    answers = connecting(url, Topics(requests=answered, answers=asked, errors=failed, group="tests"))()
-    errors = connecting(url, Topics(requests=failed, answers=asked, errors=answered, group="tests"))()
+    answers = connecting(url, Topics(requests=answered, answers=asked, errors=failed, group="a"))()
+    errors = connecting(url, Topics(requests=failed, answers=asked, errors=answered, group="e"))()
     with closing(answers), closing(errors):
         yield Client(answers, errors)
 
@@ -311,6 +315,47 @@ def test_a_photo_that_is_unreachable_is_tried_again_before_it_fails(
 def test_a_broker_that_is_none_is_refused_in_one_line_without_its_password(url: str, reason: str) -> None:
     with Service.open(Settings(), engine=FakeEngine()) as service, pytest.raises(CommandError, match=reason) as caught:
         work(service, connecting(url), TOPICS, threading.Event())
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_answers_are_documents_by_key_and_an_answer_that_is_not_stored_is_not_lost(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BriskDB speaks a subset of MongoDB's protocol."""
+    monkeypatch.setattr(transport, "CONNECT_AGAIN_S", 0.2)
+    with briskdb.open(tmp_path / "data", shards=4, documents=True) as database:
+        server = database.serve(mongo=f"{LOOPBACK}:0")
+        address = str(server.mongo_address)
+        url = f"mongodb://{address}/shelves"
+        store = MongoStore(url + "?serverSelectionTimeoutMS=500")
+        with client(redis_url) as asking, working(redis_url, store=store):
+            for identifier in ("a", "b", "a"):
+                asking.ask(photo(id=identifier))
+            answers = [asking.answer() for _ in range(3)]
+            server.close()
+            asking.ask(photo(id="later"))
+            time.sleep(2)
+            with database.serve(mongo=address):
+                assert asking.answer()["id"] == "later"
+                with pymongo.MongoClient(url) as reader:
+                    stored = {one.pop("_id"): one for one in reader.shelves.answers.find()}
+        store.close()
+    assert sorted(stored) == ["a", "b", "later"]
+    assert stored["a"] == answers[0]
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://localhost", "InvalidURI"),
+        ("mongodb://user:secret@127.0.0.1:1", "No default database"),
+        ("mongodb://user:secret@127.0.0.1:1/shelves", "refused"),
+    ],
+)
+def test_a_store_that_is_none_is_refused_in_one_line_without_its_password(url: str, reason: str) -> None:
+    with pytest.raises(CommandError, match=reason) as caught:
+        MongoStore(f"{url}?serverSelectionTimeoutMS=500" if url.endswith("shelves") else url)
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
 

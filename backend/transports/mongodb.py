@@ -11,6 +11,7 @@ from backend.errors import CommandError, extra_needed
 from backend.transports.brokers import BrokerError, server_name
 
 COLLECTION = "answers"
+TIMEOUT, TIMEOUT_MS = "serverSelectionTimeoutMS", 5000  # for which a server may be away before an answer is not stored
 
 
 class MongoStore:
@@ -22,11 +23,14 @@ class MongoStore:
             import pymongo
             from pymongo.errors import PyMongoError
         self._url, self._error = url, PyMongoError
+        self._client: Any = None
         try:
-            client: Any = pymongo.MongoClient(url, serverSelectionTimeoutMS=5000)
-            self._collection = client.get_default_database()[COLLECTION]
-            client.admin.command("ping")
-        except PyMongoError as error:
+            options: dict[str, Any] = {} if TIMEOUT in url else {TIMEOUT: TIMEOUT_MS}
+            self._client = pymongo.MongoClient(url, **options)
+            self._collection = self._client.get_default_database()[COLLECTION]
+            self._client.admin.command("ping")
+        except (PyMongoError, ValueError) as error:
+            self.close()
             raise CommandError(f"--store {server_name(url)}: {_line(error)}") from None
 
     def put(self, key: str, document: dict[str, Any]) -> None:
@@ -35,6 +39,11 @@ class MongoStore:
             self._collection.replace_one({"_id": key}, {"_id": key, **document}, upsert=True)
         except self._error as error:
             raise BrokerError(f"{server_name(self._url)}: {_line(error)}") from None
+
+    def close(self) -> None:
+        """Ends the connections."""
+        if self._client is not None:
+            self._client.close()
 
 
 def _line(error: Exception) -> str:
