@@ -18,11 +18,16 @@ run: setup ## Start Label Studio and Facings with pre-annotated photos (PHOTOS=f
 serve: setup ## Start Facings alone, for a Label Studio that you have (PORT=9090)
 	@PORT="$(PORT)" exec .venv/bin/facings serve
 
-setup: .venv/.synced ## Install the locked packages into .venv
+PROTO := backend/transports/facings
+
+setup: .venv/.synced $(PROTO)_pb2.py ## Install the locked packages into .venv, and write the code of gRPC
 
 .venv/.synced: pyproject.toml uv.lock
 	@uv=$$(sh scripts/find_uv.sh) && "$$uv" sync --locked
 	@touch $@
+
+$(PROTO)_pb2.py: $(PROTO).proto .venv/.synced
+	.venv/bin/python -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. $<
 
 format: setup ## Format the code and repair what ruff can repair
 	.venv/bin/ruff check --fix .

@@ -97,6 +97,12 @@ def _folder(text: str) -> str:
     return text
 
 
+def _file(text: str) -> str:
+    if not Path(text).is_file():
+        raise _Wrong("an existing file")
+    return text
+
+
 def _encoder(text: str) -> str:
     path = Path(text)
     if not path.is_dir() and not (path.is_file() and path.suffix in (".onnx", ".engine")):
@@ -169,6 +175,15 @@ class Settings:
     )
     host: str = _setting("0.0.0.0", "Address that the server listens on.", _text)  # noqa: S104  Label Studio is elsewhere
     port: int = _setting(9090, "Port that the server listens on.", _integer(1, 65_535))
+    grpc_port: int | None = _setting(
+        None,
+        "Port of gRPC; needs the extra `grpc`. Unset: no gRPC. `facings serve --grpc` sets 50051.",
+        _integer(1, 65_535),
+    )
+    grpc_tls_cert: str | None = _setting(
+        None, "File with the certificate chain (PEM) that gRPC shows its clients. Unset: no TLS.", _file
+    )
+    grpc_tls_key: str | None = _setting(None, "File with the key (PEM) that belongs to `GRPC_TLS_CERT`.", _file)
     threads: int = _setting(32, "How many requests are answered at the same time.", _integer(4, 1000))
     deadline_s: float = _setting(
         90.0,
@@ -213,7 +228,7 @@ class Settings:
         _integer(0, 1 << 20),
     )
     fetch_timeout_s: float = _setting(20.0, "Seconds within which a photo must be read.", _number(0.1, 600))
-    max_request_mb: int = _setting(64, "Largest request body, in MiB.", _integer(1, 4096))
+    max_request_mb: int = _setting(64, "Largest body of a request, or message of a broker, in MiB.", _integer(1, 4096))
     max_label_config_chars: int = _setting(
         1 << 18, "Longest label config that is read, in characters.", _integer(1000, 1 << 26)
     )
@@ -228,6 +243,9 @@ class Settings:
         if (self.basic_auth_user is None) != (self.basic_auth_pass is None):
             given, missing = ("USER", "PASS") if self.basic_auth_pass is None else ("PASS", "USER")
             raise SettingsError(f"BASIC_AUTH_{missing}: expected a value next to BASIC_AUTH_{given}, got none")
+        if (self.grpc_tls_cert is None) != (self.grpc_tls_key is None):
+            given, missing = ("KEY", "CERT") if self.grpc_tls_cert is None else ("CERT", "KEY")
+            raise SettingsError(f"GRPC_TLS_{missing}: expected a file next to GRPC_TLS_{given}, got none")
         if self.basic_auth_user is not None and ":" in self.basic_auth_user:
             raise SettingsError("BASIC_AUTH_USER: expected a name without a colon, which basic auth cannot carry")
 

@@ -7,6 +7,7 @@ Everything heavy is imported by the subcommand that needs it, so that `--help` a
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +35,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default=False)] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 9090 by default.", show_default=False)] = None,
     threads: Annotated[int | None, typer.Option(help="Requests answered at once.", show_default=False)] = None,
+    grpc: Annotated[bool, typer.Option("--grpc", help="Also answer gRPC, on GRPC_PORT, by default 50051.")] = False,
     checkpoint: CheckpointOption = None,
     device: DeviceOption = None,
 ) -> None:
@@ -45,11 +47,15 @@ def serve(
     Examples:
       facings serve
       facings serve --port 9191 --checkpoint sam2.1_hiera_small
+      facings serve --grpc
       LABEL_STUDIO_URL=https://labels.example.com LABEL_STUDIO_API_KEY=... facings serve
     """
     from backend.transports import gunicorn as command
 
-    command.serve(read_settings(host=host, port=port, threads=threads, checkpoint=checkpoint, device=device))
+    settings = read_settings(host=host, port=port, threads=threads, checkpoint=checkpoint, device=device)
+    if grpc and settings.grpc_port is None:
+        settings = replace(settings, grpc_port=50051)
+    command.serve(settings)
 
 
 @app.command()

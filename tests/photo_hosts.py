@@ -6,11 +6,14 @@ Each listens on a port of its own on 127.0.0.1, and so is an origin of its own.
 from __future__ import annotations
 
 import io
+import shutil
+import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -195,3 +198,39 @@ def load(
 ) -> Photo:
     loader = loader or PhotoLoader(Settings(**settings))
     return loader.load(value, task_id=task_id, access=Access(label_studio_url=url, token=token), deadline=deadline)
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A file with a key and its certificate for 127.0.0.1."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not on PATH: install it to make a certificate for this test")
+    file = tmp_path / "server.pem"
+    subprocess.run(
+        [
+            openssl,
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=127.0.0.1",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+            "-keyout",
+            file,
+            "-out",
+            f"{file}.crt",
+        ],
+        check=True,
+        capture_output=True,
+    )
+    with file.open("a") as joined:
+        joined.write(Path(f"{file}.crt").read_text())
+    return file

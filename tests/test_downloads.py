@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gzip
-import shutil
 import socket
 import ssl
-import subprocess
 import time
 import zlib
 from collections.abc import Callable
@@ -124,41 +122,6 @@ def test_a_passed_deadline_asks_nobody_but_still_gives_what_is_kept(elsewhere: S
 
 
 # TLS
-
-
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("openssl is not on PATH: install it to make a certificate for this test")
-    file = tmp_path / "server.pem"
-    subprocess.run(
-        [
-            openssl,
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=127.0.0.1",
-            "-addext",
-            "subjectAltName=IP:127.0.0.1",
-            "-keyout",
-            file,
-            "-out",
-            f"{file}.crt",
-        ],
-        check=True,
-        capture_output=True,
-    )
-    with file.open("a") as joined:
-        joined.write(Path(f"{file}.crt").read_text())
-    return file
 
 
 def test_https_is_checked_against_trusted_certificates(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from flask import Flask
 
     from backend.settings import Settings
+    from backend.transports.grpc_server import Server as GrpcServer
 
 # How long a thread waits for the next bytes of a request's body.
 READ_TIMEOUT_S = 30.0
@@ -31,6 +32,8 @@ WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 def serve(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT, and then ends the process. Raises CommandError when the port is in use."""
     listener = _listen_on(settings.host, settings.port)
+    if settings.grpc_port is not None:
+        _listen_on(settings.host, settings.grpc_port, setting="GRPC_PORT").close()  # refused here, before the fork
 
     from gunicorn.app.base import BaseApplication
 
@@ -41,6 +44,7 @@ def serve(settings: Settings) -> None:
 
     class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         app: Flask
+        grpc_server: GrpcServer | None = None
 
         def load_config(self) -> None:
             options = {
@@ -52,13 +56,22 @@ def serve(settings: Settings) -> None:
                 "timeout": WORKER_TIMEOUT_S,
                 "graceful_timeout": GRACEFUL_TIMEOUT_S,
                 "control_socket_disable": True,
-                "worker_exit": lambda _server, _worker: self.app.extensions["facings"].close(),
+                "worker_exit": lambda _server, _worker: self.close(),
             }
             for name, value in options.items():
                 self.cfg.set(name, value)
 
+        def close(self) -> None:
+            if self.grpc_server is not None:
+                self.grpc_server.close()
+            self.app.extensions["facings"].close()
+
         def load(self) -> WsgiApp:
             self.app = create_app(settings)
+            if settings.grpc_port is not None:
+                from backend.transports.grpc_server import Server  # its threads begin after the fork
+
+                self.grpc_server = Server(self.app.extensions["facings"], settings)
             return with_read_timeout(self.app)
 
     Application().run()
@@ -74,7 +87,7 @@ def with_read_timeout(app: WsgiApp) -> WsgiApp:
     return call
 
 
-def _listen_on(host: str, port: int) -> socket.socket:
+def _listen_on(host: str, port: int, setting: str = "PORT") -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family)
     try:
@@ -84,6 +97,6 @@ def _listen_on(host: str, port: int) -> socket.socket:
         listener.close()
         raise CommandError(
             f"port {port} of {host!r} is unavailable ({error.strerror}): stop what listens there, or choose another "
-            "port with PORT"
+            f"port with {setting}"
         ) from error
     return listener

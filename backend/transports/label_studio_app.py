@@ -10,7 +10,6 @@ of 1 and 3 seconds.
 
 from __future__ import annotations
 
-import hmac
 import json
 import logging
 import re
@@ -34,6 +33,7 @@ from backend.reporting import configure_logging, log_event, to_client_error
 from backend.service import Service
 from backend.settings import MIB, Settings
 from backend.transports.annotator import FacingsAnnotator, annotator_class
+from backend.transports.credentials import check_credentials
 from backend.transports.fields import field, json_type, read_object
 from model import Engine
 
@@ -268,15 +268,9 @@ class _Backend:
         return parse_label_config(xml)
 
     def _require_credentials(self) -> None:
-        user, password = self._settings.basic_auth_user, self._settings.basic_auth_pass
-        if user is None or password is None:
-            return
         given = request.authorization
-        # Both are always compared, in constant time.
-        is_user = hmac.compare_digest(((given and given.username) or "").encode(), user.encode())
-        is_password = hmac.compare_digest(((given and given.password) or "").encode(), password.encode())
-        if not (is_user & is_password):
-            raise AuthError("expected the user name and password that this backend was started with")
+        user, password = (given.username, given.password) if given else (None, None)
+        check_credentials(self._settings, user, password)
 
     def _log_predictions(self, key: str, predictions: list[Prediction], *, is_prompted: bool) -> None:
         kinds = [prediction.get("kind") for prediction in predictions]
