@@ -17,11 +17,13 @@ FROM python:3.11-slim
 RUN useradd --create-home --uid 1000 facings && install --directory --owner facings /data
 COPY --from=build /app/.venv /app/.venv
 ENV PATH=/app/.venv/bin:$PATH PYTHONUNBUFFERED=1 HF_HOME=/data/huggingface
+# SageMaker starts its containers with the argument "serve".
+RUN printf '#!/bin/sh\nexec facings sagemaker\n' > /usr/local/bin/serve && chmod 755 /usr/local/bin/serve
 USER facings
 WORKDIR /home/facings
 # Official checkpoints are downloaded on first use; they stay here.
 VOLUME /data
-EXPOSE 9090 50051
+EXPOSE 9090 50051 8080
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s \
     CMD python -c "import os, requests; s = requests.get(f'http://127.0.0.1:{os.environ.get(\"PORT\") or 9090}/health', timeout=4, auth=(os.environ.get('BASIC_AUTH_USER', ''), os.environ.get('BASIC_AUTH_PASS', ''))); s.raise_for_status()"
 CMD ["facings", "serve"]

@@ -17,7 +17,7 @@ from backend.errors import CommandError, FacingsError, Interrupted
 from scripts.bulk_commands import preannotate, project_app
 from scripts.model_commands import benchmark, evaluate, export, pretrain, train
 from scripts.options import CheckpointOption, DeviceOption, read_settings
-from scripts.transport_commands import redis_predict, redis_recv, redis_send, watch, worker
+from scripts.transport_commands import redis_predict, redis_recv, redis_send, sagemaker, watch, worker
 
 app = typer.Typer(
     name="facings",
@@ -91,6 +91,7 @@ for command in (
     redis_predict,
     redis_send,
     redis_recv,
+    sagemaker,
     evaluate,
     train,
     pretrain,

@@ -5,6 +5,7 @@ Knows the options of these subcommands; the work is done by backend.transports.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -255,6 +256,24 @@ def worker(
         kept = MongoStore(store) if store else None
         counts = work(service, connect, topics, stop, deadline_s=settings.deadline_s, store=kept)
     print(f"{counts.answered} requests answered, {counts.failed} failed")
+
+
+def sagemaker(checkpoint: CheckpointOption = None, device: DeviceOption = None) -> None:
+    """Serve as a container of Amazon SageMaker: /ping and /invocations on port 8080.
+
+    Takes an image, or JSON with a list of addresses or of images in base64; answers with boxes. Weights in the model
+    folder (SM_MODEL_DIR) are taken unless CHECKPOINT names others.
+
+    \b
+    Examples:
+      facings sagemaker
+      curl -H "Content-Type: image/jpeg" --data-binary @shelf.jpg http://localhost:8080/invocations
+    """
+    from backend.transports import gunicorn
+    from backend.transports.sagemaker import create_app, sagemaker_settings
+
+    settings = sagemaker_settings(read_settings(checkpoint=checkpoint, device=device), os.environ)
+    gunicorn.serve(settings, create_app)
 
 
 def _numbers(text: str, count: int) -> list[float]:

@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[1]
 STUDIO = ("--url", "http://127.0.0.1:9", "--api-key", "k")  # nothing listens there
 COMMANDS = (
     *("serve", "demo", "preannotate", "watch", "worker", "redis-predict", "redis-send", "redis-recv"),
-    *("evaluate", "train", "pretrain", "export", "benchmark"),
+    *("sagemaker", "evaluate", "train", "pretrain", "export", "benchmark"),
 )
 PROJECT_COMMANDS = ("project preannotate", "project tighten", "project export")
 

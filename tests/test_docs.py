@@ -26,7 +26,7 @@ from werkzeug.serving import make_server
 from backend.errors import FacingsError
 from backend.metrics import STATES, Metrics, Outcome
 from backend.settings import SETTINGS, Settings
-from backend.transports import label_studio_app
+from backend.transports import http, label_studio_app
 from model.renderer.shelves import render_shelf
 from model.stages import Stage
 from scripts import generate_docs
@@ -262,7 +262,7 @@ def test_every_kind_of_error_stands_in_the_http_api_with_its_status() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (\d+) \|", section(DOCS / "http-api.md", "Errors"), re.MULTILINE)
     documented = {kind: int(status) for kind, status in rows}
     assert documented.pop("request_too_large") == 413  # Flask's own, of no class
-    assert documented == {kind: label_studio_app.STATUSES[kind] for kind in kinds(FacingsError)}
+    assert documented == {kind: http.STATUSES[kind] for kind in kinds(FacingsError)}
 
 
 def test_the_changelog_knows_the_version_or_what_is_not_released_yet() -> None:

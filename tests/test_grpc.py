@@ -31,7 +31,7 @@ from backend.settings import Settings
 from backend.transports import facings_pb2 as pb
 from backend.transports.facings_pb2_grpc import FacingsStub
 from backend.transports.grpc_server import STATUSES, Server
-from backend.transports.label_studio_app import STATUSES as HTTP_STATUSES
+from backend.transports.http import STATUSES as HTTP_STATUSES
 from scripts.demo.processes import LOOPBACK, free_port
 from scripts.demo.processes import Server as Process
 

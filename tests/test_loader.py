@@ -30,7 +30,7 @@ from backend.errors import PhotoDecodeError, PhotoError, PhotoForbidden, PhotoUn
 from backend.photos import loader as loader_module
 from backend.photos.loader import PhotoLoader
 from backend.settings import Settings
-from backend.transports.label_studio_app import STATUSES
+from backend.transports.http import STATUSES
 from model.types import DeadlineExceeded, Photo
 
 # Where photos come from

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.errors import FacingsError
-from backend.transports.label_studio_app import STATUSES
+from backend.transports.http import STATUSES
 
 APP = new_app()
 

@@ -13,13 +13,18 @@ from typing import Any
 from backend.errors import RequestError
 
 
-def read_object(content: bytes | str, where: str = "body") -> dict[str, Any]:
-    """The JSON object in `content`. where: what it is called in messages. Raises RequestError."""
+def read_json(content: bytes | str, where: str = "body") -> Any:
+    """The JSON value in `content`. where: what it is called in messages. Raises RequestError."""
     try:
-        value = json.loads(content)
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise RequestError(f"{where}: expected JSON, got {len(content)} bytes that are not: {reason}") from error
+
+
+def read_object(content: bytes | str, where: str = "body") -> dict[str, Any]:
+    """The JSON object in `content`. Raises RequestError."""
+    value = read_json(content, where)
     if not isinstance(value, dict):
         raise RequestError(f"{where}: expected a JSON object, got {json_type(value)}")
     return value

@@ -29,8 +29,11 @@ GRACEFUL_TIMEOUT_S = 10
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
-def serve(settings: Settings) -> None:
-    """Serves until SIGTERM or SIGINT, and then ends the process. Raises CommandError when the port is in use."""
+def serve(settings: Settings, create: Callable[[Settings], Flask] | None = None) -> None:
+    """Serves until SIGTERM or SIGINT, and then ends the process. Raises CommandError when the port is in use.
+
+    create: makes the app; None: that for Label Studio.
+    """
     listener = _listen_on(settings.host, settings.port)
     if settings.grpc_port is not None:
         _listen_on(settings.host, settings.grpc_port, setting="GRPC_PORT").close()  # refused here, before the fork
@@ -40,6 +43,7 @@ def serve(settings: Settings) -> None:
     from backend.reporting import configure_logging
     from backend.transports.label_studio_app import create_app
 
+    make_app = create or create_app
     configure_logging(settings.log_level)
 
     class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
@@ -67,7 +71,7 @@ def serve(settings: Settings) -> None:
             self.app.extensions["facings"].close()
 
         def load(self) -> WsgiApp:
-            self.app = create_app(settings)
+            self.app = make_app(settings)
             if settings.grpc_port is not None:
                 from backend.transports.grpc_server import Server  # its threads begin after the fork
 

@@ -1,8 +1,7 @@
 """The HTTP side: Label Studio's ML backend protocol, for several projects at once.
 
 Knows Flask, the protocol and who may ask. Parses, calls the annotator and maps errors to HTTP statuses; knows no
-pixels. Every error leaves as one line of JSON, and again as the HTTP reason phrase: of a failed /health or /setup,
-Label Studio shows its admin nothing else. It renders that as HTML, so the phrase is ASCII without angle brackets.
+pixels.
 
 /health and /setup never touch the device nor wait for anything: Label Studio calls both on every page load, with limits
 of 1 and 3 seconds.
@@ -12,54 +11,33 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
 
 from cachetools import LRUCache
 from flask import Flask, Response, g, request
-from werkzeug.exceptions import ClientDisconnected, HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
-from backend.errors import AuthError, LabelConfigError, RequestError
+from backend.errors import LabelConfigError, RequestError
 from backend.label_studio.label_config import LabelConfig, parse_label_config
 from backend.label_studio.predictions import Prediction
 from backend.metrics import CONTENT_TYPE
 from backend.photos.loader import Access
-from backend.reporting import configure_logging, log_event, to_client_error
+from backend.reporting import configure_logging, log_event
 from backend.service import Service
 from backend.settings import MIB, Settings
 from backend.transports.annotator import FacingsAnnotator, annotator_class
 from backend.transports.credentials import check_credentials
 from backend.transports.fields import field, json_type, read_object
+from backend.transports.http import json_response, read_body, refusal
 from model import Engine
-
-# The HTTP status of an error of each kind, see backend.errors.
-STATUSES = {
-    "internal": 500,
-    "settings": 500,
-    "auth": 401,
-    "request": 400,
-    "label_config": 400,
-    "prompt": 400,
-    "photo": 422,
-    "photo_unreachable": 502,
-    "photo_forbidden": 403,
-    "photo_too_large": 413,
-    "photo_decode": 422,
-    "engine": 500,
-    "not_ready": 503,
-    "deadline": 504,
-}
 
 # Setups kept. The one that was not used for the longest time goes first, and comes back with its project's next page
 # load.
 MAX_PROJECTS = 1000
 MAX_WEBHOOK_BYTES = 16 * MIB
-MAX_REASON_CHARS = 400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +107,7 @@ class _Backend:
     def index(self) -> Response:
         """For people who open the address in a browser."""
         engine = self._service.engine
-        return _json(
+        return json_response(
             {
                 "name": "Facings, a Label Studio ML backend",
                 "state": engine.state,
@@ -142,12 +120,12 @@ class _Backend:
         """Up also while the weights load; down when they never will."""
         self._service.check_alive()
         engine = self._service.engine
-        return _json({"status": "UP", "model_class": self._annotator_class.__name__, "state": engine.state})
+        return json_response({"status": "UP", "model_class": self._annotator_class.__name__, "state": engine.state})
 
     def ready(self) -> Response:
         """Whether a photo would be answered now."""
         self._service.check_ready()
-        return _json({"status": "READY", "model_version": self._service.engine.version})
+        return json_response({"status": "READY", "model_version": self._service.engine.version})
 
     def setup(self) -> Response:
         """Takes a project's label config, the address of its Label Studio and a token for its photos."""
@@ -170,7 +148,7 @@ class _Backend:
             model_version=version,
             understood=config.describe(),
         )
-        return _json({"model_version": version})
+        return json_response({"model_version": version})
 
     def predict(self) -> Response:
         """One result for each task, in order; those without boxes to give carry an error and no `result`."""
@@ -204,13 +182,13 @@ class _Backend:
 
     def versions(self) -> Response:
         """The one version there is."""
-        return _json({"versions": [self._service.engine.version]})
+        return json_response({"versions": [self._service.engine.version]})
 
     def webhook(self) -> Response:
         """Label Studio reports what annotators did; their saving waits for the answer. There is nothing to do."""
         request.max_content_length = min(MAX_WEBHOOK_BYTES, self._settings.max_request_mb * MIB)
         log_event(logging.INFO, "webhook", action=field(_body(), "action", str, "the name of an action"))
-        return _json({"status": "ok"})
+        return json_response({"status": "ok"})
 
     def metrics(self) -> Response:
         """For Prometheus."""
@@ -233,31 +211,7 @@ class _Backend:
 
     def refuse(self, error: Exception) -> Response:
         """Any error as its status and one line."""
-        headers = {}
-        match error:
-            case RequestEntityTooLarge():
-                limit = request.max_content_length or 0
-                status, kind, message = 413, "request_too_large", f"expected a body of at most {limit // MIB} MiB"
-            case MethodNotAllowed():
-                allowed = headers["Allow"] = ", ".join(sorted(error.valid_methods or ()))
-                status, kind = 405, "method"
-                message = f"{request.path}: expected {allowed}, got {request.method}"
-            case HTTPException() if error.code == HTTPStatus.NOT_FOUND:
-                status, kind, message = 404, "route", f"expected a route of an ML backend, got {request.path!r}"
-            case HTTPException():
-                status, kind, message = error.code or 400, "request", str(error.description)
-            case _:
-                reason = to_client_error(error)
-                status, kind, message = STATUSES[reason.kind], reason.kind, str(reason)
-                if isinstance(reason, AuthError):
-                    headers["WWW-Authenticate"] = 'Basic realm="Facings"'
-        message = " ".join(message.split())
-        self._service.metrics.count_error(kind)
-        log_event(logging.WARNING, "refused", path=request.path, status=status, kind=kind, reason=message)
-        response = _json({"error": message, "kind": kind})
-        response.status = f"{status} {_reason_phrase(message)}"
-        response.headers.update(headers)
-        return response
+        return refusal(error, self._service, server="an ML backend")
 
     def _parse_label_config(self, xml: str) -> LabelConfig:
         limit = self._settings.max_label_config_chars
@@ -289,20 +243,7 @@ class _Backend:
 
 def _body() -> Mapping[str, Any]:
     """The request's JSON object. Its content type is ignored: people forget it when they try things with curl."""
-    try:
-        content = request.get_data(cache=False)
-    except RequestEntityTooLarge:
-        raise
-    except (OSError, ClientDisconnected) as error:
-        raise RequestError("body: expected all of it, got a part: the client left or stopped sending") from error
-    except MemoryError:
-        raise
-    except Exception as error:  # each WSGI server has errors of its own for this
-        raise RequestError("body: expected well-formed chunks, got others") from error
-    limit = request.max_content_length
-    if request.content_length is None and limit is not None and len(content) >= limit:
-        raise RequestEntityTooLarge  # werkzeug cuts a body that does not announce its length
-    return read_object(content)
+    return read_object(read_body())
 
 
 def _project_key(body: Mapping[str, Any]) -> str:
@@ -311,14 +252,3 @@ def _project_key(body: Mapping[str, Any]) -> str:
     if value is None or isinstance(value, bool) or not isinstance(value, str | int) or len(str(value)) > 200:
         raise RequestError(f"project: expected the project's key, got {json_type(value)}")
     return str(value)
-
-
-def _json(values: Mapping[str, Any]) -> Response:
-    return Response(json.dumps(values) + "\n", mimetype="application/json")
-
-
-def _reason_phrase(message: str) -> str:
-    """The message as it may stand on the status line; see the module's docstring."""
-    text = message.encode("ascii", "backslashreplace").decode("ascii")
-    text = re.sub(r"[^ -~]", "?", text).replace("<", r"\x3c").replace(">", r"\x3e")
-    return text if len(text) <= MAX_REASON_CHARS else f"{text[: MAX_REASON_CHARS - 3]}..."
