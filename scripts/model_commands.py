@@ -317,8 +317,8 @@ def benchmark(
             "through HTTP. memory: resident memory over many requests. upstream: sam2's own predictor on the same "
             "weights. generator: sam2's own mask generator on the same weights, minutes a photo on a CPU. parity: "
             "how alike boxes are, and in each precision. floor: the least time that the arithmetic and the bytes "
-            "take here. project: a whole Label Studio project compared with the bare engine. Repeatable; sizes, lanes, "
-            "http and upstream by default.",
+            "take here. project: a whole Label Studio project compared with the bare engine. transports: HTTP and gRPC "
+            "beside each other. Repeatable; sizes, lanes, http and upstream by default.",
             show_default=False,
         ),
     ] = None,

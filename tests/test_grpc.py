@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import queue
 import re
 import subprocess
 import sys
@@ -160,6 +161,17 @@ def test_a_stream_is_answered_in_order_and_a_bad_photo_costs_its_neighbours_noth
     for answer in answers:
         assert bool(answer.error.kind) == answer.id.startswith("bad")
         assert bool(answer.boxes) != bool(answer.error.kind)
+
+
+def test_a_stream_may_wait_for_an_answer_before_it_asks_again_and_may_be_cancelled(facings: FacingsStub) -> None:
+    requests: queue.Queue[Any] = queue.Queue()
+    stream = facings.FindMany(iter(requests.get, None), timeout=60)
+    for number in range(4):
+        requests.put(pb.Request(id=str(number), encoded=png_of(PIXELS)))
+        assert next(stream).id == str(number)
+    stream.cancel()
+    requests.put(None)
+    assert len(facings.Find(pb.Request(encoded=png_of(PIXELS)), timeout=30).scores) == 2
 
 
 def test_a_message_beyond_the_limit_is_refused(facings: FacingsStub) -> None:

@@ -71,7 +71,7 @@ class Broker(Protocol):
         ...
 
     def close(self) -> None:
-        """Gives back what was taken and is not done. Never raises."""
+        """Ends the connection; what was taken and is not done will be given again. Never raises."""
         ...
 
 
@@ -95,6 +95,9 @@ def connector(
         match scheme:
             case "kafka":
                 import confluent_kafka  # noqa: F401
+
+                if "@" in url:
+                    raise CommandError(f"{server_name(url)}: expected user and password in --kafka-config")
 
                 return lambda: _Kafka(url, topics, max_bytes, kafka_config or {})
             case "redis" | "rediss":

@@ -260,6 +260,9 @@ def _box(service: Service, options: WatchOptions, taken: _Taken, counts: Counts,
     try:
         try:
             found = answer(service, _request(options, taken))
+            _write(options, taken, found)
+        except CommandError:
+            raise
         except Exception as error:
             reason = service.failed(error)
             if isinstance(reason, EngineFailure) and reason.retryable:
@@ -267,7 +270,6 @@ def _box(service: Service, options: WatchOptions, taken: _Taken, counts: Counts,
             _set_aside(options, taken, reason)
             counts.add(failed=True)
             return
-        _write(options, taken, found)
         _move(taken.photo, options.target / "done" / taken.name)
         if taken.prompt:
             _move(taken.prompt, options.target / "done" / taken.name.with_suffix(PROMPT_SUFFIX))

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ except ImportError as error:
 
 READ_AHEAD = 2  # photos of a stream that are read while the engine has another
 GRACE_S = 10.0
+CANCELLED_WITHIN_S = 1.0  # how often a stream looks whether its client is still there
 # The status of an error of each kind, see backend.errors.
 STATUSES = {
     "internal": grpc.StatusCode.INTERNAL,
@@ -126,14 +128,29 @@ class _Facings(facings_pb2_grpc.FacingsServicer):  # type: ignore[misc]  # gener
             self._check_credentials(context)
         except FacingsError as error:
             self._abort(context, self._service.failed(error))
-        waiting: deque[Future[Any]] = deque()
-        with ThreadPoolExecutor(READ_AHEAD, thread_name_prefix="grpc-stream") as pool:
-            for request in requests:
-                waiting.append(pool.submit(self._answer_or_error, request, context))
-                if len(waiting) > READ_AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+        waiting: queue.Queue[Future[Any] | None] = queue.Queue(READ_AHEAD)
+
+        def put(future: Future[Any] | None) -> None:
+            while context.is_active():
+                with suppress(queue.Full):
+                    waiting.put(future, timeout=CANCELLED_WITHIN_S)
+                    return
+
+        def read() -> None:
+            # A client that has gone ends the iteration with an exception that has no type of its own.
+            with suppress(Exception):
+                for request in requests:
+                    put(pool.submit(self._answer_or_error, request, context))
+            put(None)
+
+        with ThreadPoolExecutor(1 + READ_AHEAD, thread_name_prefix="grpc-stream") as pool:
+            pool.submit(read)  # apart from the answers, so that a client may wait for one before it asks for the next
+            while context.is_active():
+                with suppress(queue.Empty):
+                    future = waiting.get(timeout=CANCELLED_WITHIN_S)
+                    if future is None:
+                        return
+                    yield future.result()
 
     def _answer_or_error(self, request: Any, context: grpc.ServicerContext) -> Any:
         began = time.monotonic()

@@ -18,7 +18,7 @@ from typing import Any
 from model import EngineOptions
 from model.device import choose_placement
 from model.memory import is_out_of_memory
-from scripts.measure import engine, floor, parity, project, server, upstream
+from scripts.measure import engine, floor, parity, project, server, transports, upstream
 
 MEGAPIXELS = (2.0, 8.0, 16.0)
 
@@ -35,6 +35,7 @@ class Section(StrEnum):
     parity = "parity"
     floor = "floor"
     project = "project"
+    transports = "transports"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,10 @@ SECTIONS: Mapping[Section, tuple[Callable[[Plan], Any], Print]] = {
     ),
     Section.floor: (lambda plan: floor.measure_floor(plan.options, repeat=plan.repeat), floor.print_floor),
     Section.project: (lambda plan: project.measure_project(plan.options), project.print_project),
+    Section.transports: (
+        lambda plan: transports.measure_transports(plan.options, megapixels=plan.megapixels[0]),
+        transports.print_transport,
+    ),
 }
 
 
