@@ -39,6 +39,12 @@ COMMANDS = (
 PROJECT_COMMANDS = ("project preannotate", "project tighten", "project export")
 
 
+@pytest.fixture(autouse=True)
+def memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process does more than train."""
+    monkeypatch.setattr("scripts.train.keep_freed_memory", lambda: None)
+
+
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """Exit status of the command line, run in this process."""
     monkeypatch.setattr(sys, "argv", ["facings", *arguments])
