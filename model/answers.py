@@ -16,14 +16,15 @@ from model.types import FloatArray, Mask, Prompt
 
 SURE, UNSURE = 1.0, 0.85  # predicted IoU at which nothing but the network counts, and at which the rest counts fully
 MIDDLE = 0.3  # of the way from the middle of a box to the one click in it, by which the box follows the click
-DRAWN = 0.2  # weight of a rough rectangle's edges
-EDGE_REACH = 0.12  # of the rectangle's side: how far an edge of the answer may be from it, where both mean one object
+DRAWN = 0.15  # weight of a rough rectangle's edges
+EDGE_REACH = 0.1  # of the rectangle's side: how far an edge of the answer may be from it, where both mean one object
 REDRAWN = 0.65  # the same where the rectangle is drawn over a wrong box
 ROW, ROW_DRAWN = 0.7, 0.45  # weight of the neighbours' edges, for a clicked box and for a rectangle
 LIKE_ROW, LIKE_ROW_DRAWN = 0.55, 0.6  # IoU of these with their row, from which they are believed to be like it
 ROW_ALONE = 0.6  # doubt times belief in the row, above which a box that is unlike it gives way to it
 SAME_OBJECT = 0.5  # IoU of an answer with the rectangle that asked for it; below, it is another object
 INSIDE = 0.9  # of an answer's area inside a rectangle, from which that was drawn too large
+SURE_INSIDE = 0.9  # predicted IoU from which that is believed; below, the rectangle stays as drawn
 LEAST_DRAWN_IOU = 0.3  # of any answer with the rectangle that asked for it
 STRETCH = 0.15  # of its sides by which a box is stretched to hold a click
 OVERCUT = 1.8  # times the way from an edge to an Alt-click: people click in the middle of what is too much
@@ -125,11 +126,14 @@ def _box_of_rectangle(
 ) -> FloatArray | None:
     if found is None or not _agrees(found.box_xyxy, drawn):
         return None
+    is_same = _iou(found.box_xyxy, drawn) >= SAME_OBJECT
+    if not is_same and found.score < SURE_INSIDE:
+        return None
     others = accepted_xyxy[geometry.iou_matrix(accepted_xyxy, drawn[None])[:, 0] < LEAST_DRAWN_IOU]
     doubt = _doubt(found.score)
     trust = REDRAWN if is_redrawn else doubt * DRAWN
     box = found.box_xyxy
-    if _iou(box, drawn) >= SAME_OBJECT:
+    if is_same:
         reach = EDGE_REACH * np.tile(drawn[2:] - drawn[:2], 2)
         box = np.clip((1 - trust) * box + trust * drawn, drawn - reach, drawn + reach)
     row = row_box(others, np.asarray((drawn[:2] + drawn[2:]) / 2, np.float32))

@@ -25,14 +25,13 @@ from backend.errors import CommandError
 from backend.photos.files import display_name, read_ahead
 from model.quality import Truth
 from scripts.console import track
-from scripts.label_folders import read_folder
+from scripts.label_folders import MAX_SIDE_PX, read_folder
 from scripts.label_studio_export import read_export
 from scripts.photo_lookup import LabelledName, find_files
 
 if TYPE_CHECKING:
     from model import Photo
 
-MAX_SIDE_PX = 1_000_000
 MAX_COORDINATE_PX = 1e9
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.answers import EDGE_REACH, LEAST_DRAWN_IOU, answer_to, inside_photo, trimmed_box
+from model.answers import EDGE_REACH, LEAST_DRAWN_IOU, SURE_INSIDE, answer_to, inside_photo, trimmed_box
 from model.boxes import iou_matrix
 from model.masks import FoundObject
 from model.types import Mask, Prompt
@@ -155,6 +155,16 @@ def test_no_edge_of_a_rectangle_moves_further_than_a_hand_errs() -> None:
     answer = answer_to(Prompt(box_xyxy=drawn), seen(found, 1.0), NOTHING, SIZE_WH)
     assert answer is not None
     assert answer.box_xyxy.tolist() == pytest.approx([50 + EDGE_REACH * 60, 50, 112, 130])
+
+
+def test_a_small_object_inside_a_rectangle_is_believed_only_where_the_network_is_sure() -> None:
+    drawn, found = np.array([50, 50, 150, 150], np.float32), np.array([60, 60, 125, 125], np.float32)
+    boxes = []
+    for score in (SURE_INSIDE, SURE_INSIDE - 0.01):
+        answer = answer_to(Prompt(box_xyxy=drawn), seen(found, score), NOTHING, SIZE_WH)
+        assert answer is not None
+        boxes.append(answer.box_xyxy.tolist())
+    assert boxes == [found.tolist(), drawn.tolist()]
 
 
 def test_a_rectangle_over_a_wrong_box_counts_more_than_the_network() -> None:

@@ -7,6 +7,7 @@ import io
 import os
 import queue
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -277,6 +278,30 @@ def test_the_server_command_answers_the_client_of_the_documentation(tmp_path: Pa
         )
     assert done.returncode == 0, done.stderr
     assert re.match(r"\d+ facings on 200 x 100\na ", done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"GRPC_TLS_CERT": "a.pem", "GRPC_TLS_KEY": "a.pem"}, "GRPC_TLS_CERT and GRPC_TLS_KEY: expected a certificate"),
+        ({"GRPC_TLS_CERT": "a.pem"}, "GRPC_TLS_KEY: expected a file next to GRPC_TLS_CERT"),
+        ({"GRPC_TLS_CERT": "b.pem", "GRPC_TLS_KEY": "a.pem"}, "GRPC_TLS_CERT: expected an existing file"),
+        ({"GRPC_PORT": "none"}, "GRPC_PORT: expected"),
+        ({"GRPC_PORT": "{taken}"}, "choose another port with GRPC_PORT"),
+    ],
+)
+def test_what_the_server_command_cannot_use_is_refused_in_one_line(
+    tmp_path: Path, variables: dict[str, str], reason: str
+) -> None:
+    (tmp_path / "a.pem").write_text("no certificate")
+    with socket.create_server((LOOPBACK, 0)) as taken:
+        named = {name: value.format(taken=taken.getsockname()[1]) for name, value in variables.items()}
+        environ = {**os.environ, "PORT": str(free_port()), "HOST": LOOPBACK, "PYTHONPATH": str(ROOT), **named}
+        command = [sys.executable, "-m", "scripts.cli", "serve", "--grpc"]
+        done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert reason in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def is_serving(port: int) -> bool:

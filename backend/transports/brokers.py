@@ -213,8 +213,7 @@ class _Redis:
             if not read:
                 return None
             rows = read[0][1] if isinstance(read, list) else next(iter(read.values()))
-            number, fields = rows[0] if isinstance(rows[0], tuple) else rows[0][0]
-        return self._delivery(number, fields)
+            return self._delivery(*(rows[0] if isinstance(rows[0], tuple) else rows[0][0]))
 
     def _delivery(self, number: bytes, fields: Mapping[bytes, bytes] | None) -> Delivery:
         fields = fields or {}  # None where the entry was deleted meanwhile

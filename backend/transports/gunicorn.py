@@ -7,10 +7,11 @@ what is slow to import is imported before, so that a worker answers as soon as i
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from backend.errors import CommandError
+from backend.errors import CommandError, extra_needed
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -36,7 +37,7 @@ def serve(settings: Settings, create: Callable[[Settings], Flask] | None = None)
     """
     listener = _listen_on(settings.host, settings.port)
     if settings.grpc_port is not None:
-        _listen_on(settings.host, settings.grpc_port, setting="GRPC_PORT").close()  # refused here, before the fork
+        _check_grpc(settings, settings.grpc_port)
 
     from gunicorn.app.base import BaseApplication
 
@@ -79,6 +80,24 @@ def serve(settings: Settings, create: Callable[[Settings], Flask] | None = None)
             return with_read_timeout(self.app)
 
     Application().run()
+
+
+def _check_grpc(settings: Settings, port: int) -> None:
+    """Raises CommandError for what gRPC cannot use: before the fork, since a worker's failure is a traceback."""
+    with extra_needed("grpc", "--grpc"):
+        import grpc_health  # noqa: F401
+        import grpc_reflection  # noqa: F401
+    if settings.grpc_tls_cert is not None:
+        try:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+                settings.grpc_tls_cert, settings.grpc_tls_key
+            )
+        except OSError as error:  # ssl.SSLError, too
+            reason = error.strerror or error
+            raise CommandError(
+                f"GRPC_TLS_CERT and GRPC_TLS_KEY: expected a certificate and its key (PEM): {reason}"
+            ) from error
+    _listen_on(settings.host, port, setting="GRPC_PORT").close()
 
 
 def with_read_timeout(app: WsgiApp) -> WsgiApp:

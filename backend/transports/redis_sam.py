@@ -31,6 +31,7 @@ from backend.bulk.outputs import os_errors_as_command_error, write_whole
 from backend.errors import CommandError, EngineNotReady, FacingsError, RequestError
 from backend.reporting import log_event
 from backend.service import Service
+from backend.transports.brokers import server_name
 from backend.transports.fields import field, read_object
 from backend.transports.messages import (
     PhotoAnswer,
@@ -80,12 +81,6 @@ def redis_errors(url: str) -> Iterator[None]:
         yield
     except redis.RedisError as error:
         raise CommandError(f"{server_name(url)}: {type(error).__name__}: {error}") from None
-
-
-def server_name(url: str) -> str:
-    """The address of a server as it may stand in messages: without user and password."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
 
 
 def serve(service: Service, url: str, channels: Channels, stop: threading.Event, *, max_bytes: int) -> int:
