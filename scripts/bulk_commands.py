@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
@@ -22,13 +21,12 @@ from scripts.options import (
     ProjectOptions,
     ReportOption,
     ThresholdOption,
+    one_of,
     open_bulk_service,
     open_project,
     read_settings,
     with_project_options,
 )
-
-Choice = TypeVar("Choice", bound=StrEnum)
 
 ProjectArgument = Annotated[
     int, typer.Argument(metavar="ID", help="ID of the project: the number in its address.", show_default=False)
@@ -90,7 +88,7 @@ def preannotate(
 
     if out is None:
         raise OptionError("--out: expected a file for the boxes, got none")
-    chosen = _choice(Format, "--format", kind)
+    chosen = one_of(Format, "--format", kind)
     settings = read_settings(checkpoint=checkpoint, device=device, score_threshold=score_threshold)
     check_outputs(out=out, out_is_folder=chosen.is_folder, report=report, draw=draw, photos=photos)
     found = find_photos(photos)
@@ -224,7 +222,7 @@ def tighten_project(
     from backend.bulk.tighten import Source, tighten
     from scripts import preannotate as printing
 
-    chosen = _choice(Source, "--from", source)
+    chosen = one_of(Source, "--from", source)
     settings = options.settings()
     wanted = Wanted(selection=options.selection(), shard=options.parsed_shard(), again=again, limit=options.limit)
     check_outputs(report=options.report)
@@ -270,7 +268,7 @@ def export_project(
 
     if out is None:
         raise OptionError("--out: expected a file for the boxes, got none")
-    chosen = _choice(Format, "--format", kind)
+    chosen = one_of(Format, "--format", kind)
     settings = options.settings(score_threshold=score_threshold)
     wanted = Wanted(
         selection=options.selection(),
@@ -288,10 +286,3 @@ def export_project(
     ):
         done = run(service, source, wanted, writer, score_threshold=score_threshold, show=show)
     raise typer.Exit(printing.finish(done, printing.Place(name=str(out), kind=chosen), options.report))
-
-
-def _choice(kinds: type[Choice], option: str, value: str) -> Choice:
-    """One of a few words. Raises OptionError, which unlike Typer's own error is one line."""
-    if value not in {*kinds}:
-        raise OptionError(f"{option}: expected {', '.join(kinds)}, got {value!r}")
-    return kinds(value)

@@ -12,8 +12,9 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from backend.label_studio.project import Project, Selection
     from backend.settings import Settings
     from model import EngineOptions
+
+Choice = TypeVar("Choice", bound=StrEnum)
 
 PhotosOption = Annotated[Path, typer.Option(help="Folder of photos.", show_default=False)]
 CheckpointOption = Annotated[
@@ -187,3 +190,10 @@ def show_warnings() -> None:
     handler = logging.StreamHandler()
     handler.addFilter(lambda record: record.levelno < logging.ERROR)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, format="facings: %(message)s")
+
+
+def one_of(kinds: type[Choice], option: str, value: str) -> Choice:
+    """One of a few words. Raises OptionError, which unlike Typer's own error is one line."""
+    if value not in {*kinds}:
+        raise OptionError(f"{option}: expected {', '.join(kinds)}, got {value!r}")
+    return kinds(value)

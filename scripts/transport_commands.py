@@ -10,7 +10,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from backend.errors import CommandError, OptionError
-from scripts.options import CheckpointOption, DeviceOption, ThresholdOption, read_settings
+from scripts.options import CheckpointOption, DeviceOption, ThresholdOption, one_of, read_settings
 
 if TYPE_CHECKING:
     from backend.service import Service
@@ -29,18 +28,10 @@ MetricsPortOption = Annotated[
 ]
 
 
-class WatchFormat(StrEnum):
-    """As backend.transports.folder.BoxFormat, which is slow to import."""
-
-    json = "json"
-    coco = "coco"
-    yolo = "yolo"
-
-
 def watch(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Folder to watch for photos.", show_default=False)],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for boxes and photos.", show_default=False)],
-    kind: Annotated[WatchFormat, typer.Option("--format", help="Of the boxes.")] = WatchFormat.json,
+    kind: Annotated[str, typer.Option("--format", help="Of the boxes: json, coco or yolo.")] = "json",
     masks: Annotated[bool, typer.Option("--masks", help="Also write masks, as PNG and OPEX.")] = False,
     prompts: Annotated[
         bool, typer.Option("--prompts", help="Take a photo only together with its file of prompts.")
@@ -71,20 +62,20 @@ def watch(
     settings = read_settings(checkpoint=checkpoint, device=device)
     if not source.is_dir():
         raise CommandError(f"{str(source)!r}: expected an existing folder of photos")
-    with _stopping() as stop, _open_service(settings, metrics_port) as service:
-        from backend.transports.folder import BoxFormat, WatchOptions
-        from backend.transports.folder import watch as watch_folder
+    from backend.transports.folder import BoxFormat, WatchOptions
+    from backend.transports.folder import watch as watch_folder
 
-        options = WatchOptions(
-            source=source,
-            target=target,
-            kind=BoxFormat(kind.value),
-            want_masks=masks,
-            needs_prompt=prompts,
-            score_threshold=score_threshold,
-            settle_s=settle,
-            polling=polling,
-        )
+    options = WatchOptions(
+        source=source,
+        target=target,
+        kind=one_of(BoxFormat, "--format", kind),
+        want_masks=masks,
+        needs_prompt=prompts,
+        score_threshold=score_threshold,
+        settle_s=settle,
+        polling=polling,
+    )
+    with _stopping() as stop, _open_service(settings, metrics_port) as service:
         counts = watch_folder(service, options, stop)
     print(f"{counts.done} photos boxed, {counts.failed} failed")
 

@@ -6,7 +6,9 @@ import base64
 import io
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -157,3 +159,16 @@ def first_boxes(answers: Sequence[Detections]) -> npt.NDArray[np.float32]:
 def _bounds(area: npt.NDArray[np.bool_]) -> Box:
     ys, xs = np.nonzero(area)
     return int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1
+
+
+@contextmanager
+def in_thread(run: Callable[[threading.Event], object], timeout_s: float = 60.0) -> Iterator[None]:
+    """`run` in a thread of its own, until the block is left: then it is told to stop, and what it raised is raised."""
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run, stop)
+        try:
+            yield
+        finally:
+            stop.set()
+        running.result(timeout_s)

@@ -20,7 +20,7 @@ import psutil
 import pytest
 import redis
 from brokers import start_redis
-from fakes import FakeEngine, painted_photo
+from fakes import FakeEngine, in_thread, painted_photo
 from PIL import Image
 
 from backend.errors import CommandError
@@ -43,25 +43,10 @@ def photo(size_wh: tuple[int, int] = (200, 100)) -> bytes:
 @contextmanager
 def answering(url: str, *, engine: FakeEngine | None = None, max_bytes: int = 1 << 20) -> Iterator[Service]:
     """A Facings that answers on the channels, in a thread."""
-    stop, failures = threading.Event(), []
     service = Service.open(Settings(), engine=engine or FakeEngine())
-
-    def run() -> None:
-        try:
-            serve(service, url, CHANNELS, stop, max_bytes=max_bytes)
-        except Exception as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
+    with in_thread(lambda stop: serve(service, url, CHANNELS, stop, max_bytes=max_bytes)):
         until_heard(redis.Redis.from_url(url), CHANNELS.requests)
         yield service
-    finally:
-        stop.set()
-        thread.join(30)
-        assert not thread.is_alive()
-        assert failures == []
 
 
 def until_heard(client: redis.Redis, channel: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from fakes import FakeEngine, painted_photo
+from fakes import FakeEngine, in_thread, painted_photo
 from PIL import Image
 
 from backend.errors import CommandError
@@ -48,28 +48,16 @@ def put(path: Path, boxes: dict[Any, Any] = BOXES) -> None:
 @contextmanager
 def watching(folders: tuple[Path, Path], *, engine: FakeEngine | None = None, **options: Any) -> Iterator[Counts]:
     """A watcher in a thread. The counts are there when it has ended."""
-    source, target = folders
-    stop, counts, failures = threading.Event(), Counts(), []
+    counts = Counts()
 
-    def run() -> None:
-        try:
-            with Service.open(Settings(), engine=engine or FakeEngine()) as service:
-                ended = watch(
-                    service, WatchOptions(**{"source": source, "target": target, "settle_s": 0.0} | options), stop
-                )
-            counts.done, counts.failed = ended.done, ended.failed
-        except Exception as error:
-            failures.append(error)
+    def run(stop: threading.Event) -> None:
+        chosen = {"source": folders[0], "target": folders[1], "settle_s": 0.0} | options
+        with Service.open(Settings(), engine=engine or FakeEngine()) as service:
+            ended = watch(service, WatchOptions(**chosen), stop)
+        counts.done, counts.failed = ended.done, ended.failed
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
+    with in_thread(run):
         yield counts
-    finally:
-        stop.set()
-        thread.join(60)
-        assert not thread.is_alive()
-        assert failures == []
 
 
 def until(is_true: Callable[[], bool], timeout_s: float = 60.0) -> None:

@@ -25,7 +25,7 @@ import psutil
 import pymongo
 import pytest
 from brokers import STARTERS
-from fakes import FakeEngine, data_url, painted_photo
+from fakes import FakeEngine, data_url, in_thread, painted_photo
 from PIL import Image
 
 from backend.errors import CommandError
@@ -93,25 +93,15 @@ def working(
     url: str, *, engine: FakeEngine | None = None, store: Any = None, connect: Callable[[], Broker] | None = None
 ) -> Iterator[Counts]:
     """A worker in a thread."""
-    stop, counts, failures = threading.Event(), Counts(), []
+    counts = Counts()
 
-    def run() -> None:
-        try:
-            with Service.open(Settings(), engine=engine or FakeEngine()) as service:
-                ended = work(service, connect or connecting(url), TOPICS, stop, store=store)
-            counts.answered, counts.failed = ended.answered, ended.failed
-        except Exception as error:
-            failures.append(error)
+    def run(stop: threading.Event) -> None:
+        with Service.open(Settings(), engine=engine or FakeEngine()) as service:
+            ended = work(service, connect or connecting(url), TOPICS, stop, store=store)
+        counts.answered, counts.failed = ended.answered, ended.failed
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
+    with in_thread(run):
         yield counts
-    finally:
-        stop.set()
-        thread.join(60)
-        assert not thread.is_alive()
-        assert failures == []
 
 
 def test_a_photo_is_answered_with_its_boxes_and_the_keys_stay(broker_url: str) -> None:
