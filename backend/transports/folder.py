@@ -69,7 +69,7 @@ class BoxFormat(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class WatchOptions:
-    """source, target: the folders IN and OUT; neither is inside the other's part that is watched.
+    """source, target: the folders IN and OUT; neither is inside the other.
 
     want_masks: also write the masks, as PNG and OPEX. needs_prompt: take a photo only together with its prompt file.
     settle_s: seconds for which a photo's file must not change before it is taken. polling: look at the folder every
