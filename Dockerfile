@@ -1,15 +1,15 @@
 # The backend alone. docker-compose.yml puts a Label Studio next to it.
 FROM python:3.11-slim AS build
 RUN pip install --no-cache-dir "uv>=0.9,<1"
-ENV EXTRAS="--extra grpc --extra brokers --extra mongodb --extra watch"
+ENV EXTRAS="--extra grpc --extra brokers --extra mongodb --extra watch --extra stores"
 ENV UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_PYTHON_DOWNLOADS=never
 WORKDIR /app
 # The dependencies first: they change seldom and weigh gigabytes.
 COPY pyproject.toml uv.lock ./
 RUN --mount=type=cache,target=/root/.cache/uv uv sync --frozen --no-dev --no-install-project $EXTRAS
 COPY . .
-# The code of gRPC; the version is that of grpcio in uv.lock.
-RUN --mount=type=cache,target=/root/.cache/uv uvx --from grpcio-tools==1.85.1 python -m grpc_tools.protoc \
+# The code of gRPC; the version is that in uv.lock.
+RUN --mount=type=cache,target=/root/.cache/uv uvx --from grpcio-tools==1.81.1 python -m grpc_tools.protoc \
     -I. --python_out=. --grpc_python_out=. backend/transports/facings.proto
 RUN --mount=type=cache,target=/root/.cache/uv uv sync --frozen --no-dev --no-editable $EXTRAS
 

@@ -98,7 +98,7 @@ class Service:
 
         source: an address as it may stand in a task (see backend.photos.loader), an image file's bytes, or the path of
         an image file. access: the Label Studio that a relative address belongs to, unless the settings name one.
-        task_id: of the task that holds the address; needed for cloud storage.
+        task_id: of the task that holds the address; needed for stores that Label Studio reads.
         Raises PhotoError, and DeadlineExceeded.
         """
         if isinstance(source, bytes):

@@ -110,6 +110,13 @@ def _encoder(text: str) -> str:
     return text
 
 
+def _object_stores(text: str) -> tuple[str, ...]:
+    prefixes = tuple(text.replace(",", " ").split())
+    if not all(re.match(r"(s3|gs|azure|azure-blob)://", prefix) for prefix in prefixes):
+        raise _Wrong("addresses that begin with s3://, gs:// or azure://, with commas between them")
+    return prefixes
+
+
 def _secret(text: str) -> str:
     if not text.isascii() or not text.isprintable():
         raise _Wrong("printable ASCII characters")
@@ -217,6 +224,13 @@ class Settings:
         "Folder of Label Studio's local files storage, if it is mounted on this machine too. "
         "Unset: such photos are read from Label Studio.",
         _folder,
+    )
+    object_stores: tuple[str, ...] | None = _setting(
+        None,
+        "What may be read in object stores with this machine's credentials: addresses like `s3://shelves/2026`, with "
+        "commas between them; `s3://` alone is all of S3. Needs the extra `stores`. Unset: nothing; such photos are "
+        "read through Label Studio, where they stand in a task.",
+        _object_stores,
     )
     max_photo_bytes: int = _setting(100_000_000, "Largest photo file that is read, in bytes.", _integer(1, 1 << 40))
     max_photo_pixels: int = _setting(

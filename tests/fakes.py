@@ -32,11 +32,16 @@ def painted_photo(boxes: Mapping[Color, Box], size_wh: tuple[int, int] = (200, 1
     return pixels
 
 
+def png_of(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """The photo as an image file."""
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    return content.getvalue()
+
+
 def data_url(pixels: npt.NDArray[np.uint8]) -> str:
     """The photo as an address that needs no server."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f"data:image/png;base64,{base64.b64encode(png_of(pixels)).decode()}"
 
 
 class FakeEngine:

@@ -22,7 +22,7 @@ import grpc
 import numpy as np
 import psutil
 import pytest
-from fakes import FakeEngine, data_url, painted_photo
+from fakes import FakeEngine, data_url, painted_photo, png_of
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from PIL import Image
@@ -41,12 +41,6 @@ RED, BLUE = (255, 0, 0), (0, 0, 255)
 PIXELS = painted_photo({RED: (10, 20, 60, 80), BLUE: (100, 10, 120, 40)})
 SETTINGS = Settings(host=LOOPBACK, max_request_mb=1)
 ROOT = Path(__file__).parents[1]
-
-
-def png_of(pixels: Any) -> bytes:
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "PNG")
-    return content.getvalue()
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import psutil
 import pytest
 import redis
 from brokers import start_redis
-from fakes import FakeEngine, in_thread, painted_photo
+from fakes import FakeEngine, in_thread, painted_photo, png_of
 from PIL import Image
 
 from backend.errors import CommandError
@@ -35,9 +35,7 @@ CHANNELS = Channels(requests="images", answers="predictions", errors="errors")
 
 
 def photo(size_wh: tuple[int, int] = (200, 100)) -> bytes:
-    content = io.BytesIO()
-    Image.fromarray(painted_photo({RED: (10, 20, 60, 80), BLUE: (100, 10, 120, 40)}, size_wh)).save(content, "PNG")
-    return content.getvalue()
+    return png_of(painted_photo({RED: (10, 20, 60, 80), BLUE: (100, 10, 120, 40)}, size_wh))
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import os
 import shutil
@@ -16,9 +15,8 @@ from typing import Any
 import psutil
 import pytest
 import requests
-from fakes import FakeEngine, data_url, painted_photo
+from fakes import FakeEngine, data_url, painted_photo, png_of
 from flask.testing import FlaskClient
-from PIL import Image
 
 from backend.settings import Settings
 from backend.transports.sagemaker import create_app, sagemaker_settings
@@ -31,12 +29,6 @@ BOXES = [{"box": [10, 20, 60, 80], "score": 0.9}, {"box": [100, 10, 120, 40], "s
 ROOT = Path(__file__).parents[1]
 
 
-def photo() -> bytes:
-    content = io.BytesIO()
-    Image.fromarray(PIXELS).save(content, "PNG")
-    return content.getvalue()
-
-
 @pytest.fixture
 def client() -> Iterator[FlaskClient]:
     with create_app(Settings(max_request_mb=1), FakeEngine()).test_client() as client:
@@ -44,7 +36,7 @@ def client() -> Iterator[FlaskClient]:
 
 
 def test_an_image_is_answered_with_its_boxes(client: FlaskClient) -> None:
-    answer = client.post("/invocations", data=photo(), content_type="image/png")
+    answer = client.post("/invocations", data=png_of(PIXELS), content_type="image/png")
     assert answer.status_code == 200
     assert answer.json == {"width": 200, "height": 100, "model_version": "fake-12345678", "boxes": BOXES}
 
@@ -56,7 +48,11 @@ def test_a_list_is_answered_one_by_one_with_the_ids_and_a_bad_photo_costs_only_i
     listed = [
         {"_id": "a", "url": data_url(PIXELS)},
         {"_id": 2, "base64": base64.b64encode(b"no photo").decode()},
-        {"_id": "c", "base64": base64.b64encode(photo()).decode(), "prompts": [{"points": [{"x": 110, "y": 20}]}]},
+        {
+            "_id": "c",
+            "base64": base64.b64encode(png_of(PIXELS)).decode(),
+            "prompts": [{"points": [{"x": 110, "y": 20}]}],
+        },
         {"_id": "d"},
         "e",
         {"url": "http://169.254.169.254/"},
@@ -142,7 +138,7 @@ def test_the_command_serves_the_weights_of_the_model_folder(tmp_path: Path) -> N
     url = f"http://{LOOPBACK}:{port}"
     with Server("facings", command, environ=environ, cwd=tmp_path, log=tmp_path / "log") as server:
         server.wait_until(lambda: is_ready(url), timeout_s=120, what="ready")
-        answer = requests.post(f"{url}/invocations", photo(), headers={"Content-Type": "image/png"}, timeout=60)
+        answer = requests.post(f"{url}/invocations", png_of(PIXELS), headers={"Content-Type": "image/png"}, timeout=60)
         predictions = requests.post(f"{url}/invocations", json=[{"url": data_url(PIXELS)}], timeout=60)
     assert answer.json()["model_version"].startswith("own-")
     assert len(predictions.json()["predictions"]) == 1

@@ -25,7 +25,7 @@ import psutil
 import pymongo
 import pytest
 from brokers import STARTERS
-from fakes import FakeEngine, data_url, in_thread, painted_photo
+from fakes import FakeEngine, data_url, in_thread, painted_photo, png_of
 from PIL import Image
 
 from backend.errors import CommandError
@@ -108,9 +108,7 @@ def test_a_photo_is_answered_with_its_boxes_and_the_keys_stay(broker_url: str) -
     with client(broker_url) as asking, working(broker_url) as counts:
         asking.ask(photo(id="shelf-1"))
         asking.ask(photo(prompts=[{"points": [{"x": 110, "y": 20}]}], masks=True), key="shelf-2")
-        content = io.BytesIO()
-        Image.fromarray(PIXELS).save(content, "PNG")
-        asking.ask({"id": 3, "base64": base64.b64encode(content.getvalue()).decode(), "score_threshold": 0.85})
+        asking.ask({"id": 3, "base64": base64.b64encode(png_of(PIXELS)).decode(), "score_threshold": 0.85})
         first, second, third = (asking.answer() for _ in range(3))
 
     assert first == {

@@ -1,12 +1,14 @@
 """The photo of a task: from the address in its data to a decoded Photo, from memory when it was asked for a moment ago.
 
 Knows what an address in a task may look like and where Label Studio serves it. Leaves hosts to `addresses`, HTTP to
-`downloads`, tokens to `tokens` and image files to `decoding`. Knows neither label configs nor boxes.
+`downloads`, object stores to `stores`, tokens to `tokens` and image files to `decoding`. Knows neither label configs
+nor boxes.
 
 Address in the task               Where the photo is read
 /data/upload/…, any other /…      Label Studio
 /data/local-files/?d=…            the folder LOCAL_FILES_ROOT when it is set, else Label Studio
-s3://, gs://, azure-blob://       Label Studio's /tasks/<id>/resolve/, which answers or redirects to the storage
+s3://, gs://, azure://            the store itself where OBJECT_STORES allows it, else Label Studio's
+                                  /tasks/<id>/resolve/, which answers or redirects to the storage
 http://, https://                 that host; with the token only on Label Studio's own origin
 data:…                            the address itself
 
@@ -42,13 +44,13 @@ from backend.photos.decoding import decode_photo
 from backend.photos.downloads import Download, Downloader
 from backend.photos.files import read_photo
 from backend.photos.inline import is_inline, read_inline
+from backend.photos.stores import STORE_SCHEMES, ObjectStores
 from backend.photos.tokens import LabelStudio
 from backend.settings import MIB, Settings
 from model.types import DeadlineExceeded, Photo
 
 KEPT_S = 600.0
-CLOUD_SCHEMES = ("s3://", "gs://", "azure-blob://")
-SCHEMES = ("http://", "https://", *CLOUD_SCHEMES)
+SCHEMES = ("http://", "https://", *STORE_SCHEMES)
 LOCAL_FILES_PATH = "/data/local-files/"
 
 
@@ -79,6 +81,7 @@ class PhotoLoader:
             trusted=self._label_studio.origin if self._label_studio else None,
             max_bytes=settings.max_photo_bytes,
         )
+        self._stores = ObjectStores(settings.object_stores or (), max_bytes=settings.max_photo_bytes)
         self._photos = PhotoCache(max_bytes=settings.photo_cache_mb * MIB, keep_s=KEPT_S)
 
     def load(
@@ -91,7 +94,7 @@ class PhotoLoader:
     ) -> Photo:
         """The photo behind the address in a task.
 
-        value: the address, see the module's table. task_id: needed for cloud storage.
+        value: the address, see the module's table. task_id: needed for stores that Label Studio reads.
         access: as Label Studio sent it to /setup; the settings come first.
         deadline: `time.monotonic()` value, or None for no other limit than FETCH_TIMEOUT_S.
         Raises PhotoUnreachable, PhotoForbidden, PhotoTooLarge, PhotoDecodeError; DeadlineExceeded when only `deadline`
@@ -152,9 +155,13 @@ class PhotoLoader:
         if self._local_files_root is not None and _is_local_files(value):
             path = _local_path(value, self._local_files_root)
             return _Source(key=path, read=lambda _: self._local_file(path))
-        if value.startswith(CLOUD_SCHEMES):
+        if self._stores.allows(value):
+            return _Source(key=value, read=lambda until: self._stored(value, until))
+        if value.startswith(STORE_SCHEMES):
             if not str(task_id).isdecimal():
-                raise PhotoUnreachable(f"expected a task id to resolve it with, got {task_id!r}")
+                raise PhotoForbidden(
+                    "expected a task of Label Studio, or an address that OBJECT_STORES allows, got neither"
+                )
             uri = base64.urlsafe_b64encode(value.encode()).decode()
             address = _known(label_studio).address.at(f"/tasks/{task_id}/resolve/?fileuri={uri}")
         elif value.startswith("/") and not value.startswith("//"):
@@ -178,6 +185,9 @@ class PhotoLoader:
         content, content_type = read_inline(value)
         self._check_size(len(content))
         return Download(content=content, content_type=content_type)
+
+    def _stored(self, address: str, until: float) -> Download:
+        return Download(content=self._stores.read(address, until=until), content_type="")
 
     def _local_file(self, path: Path) -> Download:
         try:
