@@ -225,6 +225,16 @@ class Settings:
         "Unset: such photos are read from Label Studio.",
         _folder,
     )
+    text_detector: str | None = _setting(
+        None,
+        "Zero-shot detector that finds objects by their names for `facings sagemaker`: the name of a checkpoint on the "
+        "Hugging Face hub, such as `IDEA-Research/grounding-dino-tiny` or `google/owlv2-base-patch16-ensemble`, or a "
+        "folder with one. Needs the extra `text`. Unset: no objects by name.",
+        _text,
+    )
+    catalogue: str | None = _setting(
+        None, "JSON file that names pictures of products by room and category, for `facings sagemaker`.", _file
+    )
     object_stores: tuple[str, ...] | None = _setting(
         None,
         "What may be read in object stores with this machine's credentials: addresses like `s3://shelves/2026`, with "

@@ -20,6 +20,7 @@ from model.types import BoolArray, FloatArray, Mask
 
 SHELF_SHARE = 0.35  # a mask whose box covers more of the tile than this is no facing but the shelf
 OUTLINE_TOLERANCE_PX = 1.0  # by how much an outline may miss the edge of its mask
+SMALL_HOLE_SHARE = 0.01  # of a mask's pixels: a smaller hole is none
 WHOLE_UNIT_TOLERANCE = 0.1  # a larger mask is preferred when its predicted IoU is lower by no more than this
 
 
@@ -83,6 +84,22 @@ def outline_of(mask: Mask) -> npt.NDArray[np.float64]:
     if len(simple) < 3:  # a part so small that the tolerance swallowed it
         simple = largest
     return np.asarray((simple.reshape(-1, 2) + 0.5) / 2 + (mask.left, mask.top), np.float64)
+
+
+def outlined(mask: Mask) -> Mask:
+    """The mask, not empty, as its outline encloses it: its largest part, without holes, its edge simplified."""
+    points = np.floor(outline_of(mask) - (mask.left, mask.top)).astype(np.int32)
+    bitmap = cv2.fillPoly(np.zeros(mask.bitmap.shape, np.uint8), [points], 1)
+    return Mask(bitmap=bitmap.astype(bool), left=mask.left, top=mask.top)
+
+
+def without_small_holes(mask: Mask) -> Mask:
+    """The mask with its holes of less than SMALL_HOLE_SHARE of it filled."""
+    background = np.pad(~mask.bitmap, 1, constant_values=True).astype(np.uint8)  # connected around the object
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(background, connectivity=4)
+    is_hole = stats[:, cv2.CC_STAT_AREA] < SMALL_HOLE_SHARE * mask.bitmap.sum()
+    is_hole[[0, labels[0, 0]]] = False  # the object itself, and what is around it
+    return Mask(bitmap=mask.bitmap | is_hole[labels[1:-1, 1:-1]], left=mask.left, top=mask.top)
 
 
 def _touched_part(mask: BoolArray, prompt: TilePrompt) -> BoolArray | None:

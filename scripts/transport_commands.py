@@ -252,8 +252,9 @@ def worker(
 def sagemaker(checkpoint: CheckpointOption = None, device: DeviceOption = None) -> None:
     """Serve as a container of Amazon SageMaker: /ping and /invocations on port 8080.
 
-    Takes an image, or JSON with a list of addresses or of images in base64; answers with boxes. Weights in the model
-    folder (SM_MODEL_DIR) are taken unless CHECKPOINT names others.
+    Takes an image, or JSON with a list of addresses or of images in base64; answers with boxes. With TEXT_DETECTOR,
+    also finds objects by their names, and lays pictures of a CATALOGUE over them. Weights in the model folder
+    (SM_MODEL_DIR) are taken unless CHECKPOINT names others.
 
     \b
     Examples:
@@ -261,9 +262,10 @@ def sagemaker(checkpoint: CheckpointOption = None, device: DeviceOption = None) 
       curl -H "Content-Type: image/jpeg" --data-binary @shelf.jpg http://localhost:8080/invocations
     """
     from backend.transports import gunicorn
-    from backend.transports.sagemaker import create_app, sagemaker_settings
+    from backend.transports.sagemaker import check_overlays, create_app, sagemaker_settings
 
     settings = sagemaker_settings(read_settings(checkpoint=checkpoint, device=device), os.environ)
+    check_overlays(settings)
     gunicorn.serve(settings, create_app)
 
 

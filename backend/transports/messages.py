@@ -49,11 +49,13 @@ class PhotoRequest:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FoundBox:
-    """box_xyxy: in photo pixels. prompt: the number of the prompt that it answers; None where none was asked."""
+    """box_xyxy: in photo pixels. prompt: the number of the prompt that it answers; None where none was asked.
+    label: the name that it was found by; None where none was asked."""
 
     box_xyxy: tuple[float, float, float, float]
     score: float
     prompt: int | None = None
+    label: str | None = None
     mask: Mask | None = None
 
 
@@ -195,6 +197,8 @@ def _box_to_json(box: FoundBox) -> dict[str, Any]:
     row: dict[str, Any] = {"box": [round(value, 2) for value in box.box_xyxy], "score": round(box.score, 4)}
     if box.prompt is not None:
         row["prompt"] = box.prompt
+    if box.label is not None:
+        row["label"] = box.label
     if box.mask is not None:
         content = base64.b64encode(png(box.mask.bitmap)).decode("ascii")
         row["mask"] = {"left": box.mask.left, "top": box.mask.top, "png": content}
