@@ -1,7 +1,8 @@
 """Pixels in, boxes out: SAM 2 for facings on shelf photos. Knows nothing of Label Studio, HTTP or the environment."""
 
 from model.checkpoints import BUNDLED, OFFICIAL
-from model.engine import EngineOptions, Sam2Engine, version_of
+from model.engine import Sam2Engine
+from model.loading import EngineOptions, version_of
 from model.stages import Observer, Stage
 from model.types import (
     CheckpointError,

@@ -1,6 +1,6 @@
 """The resident engine: photos and prompts in, Detections out.
 
-Knows the other modules of this package and wires them together; nothing of Label Studio, HTTP or the environment.
+Knows what answers (model.loading) and the one thread that works; nothing of Label Studio, HTTP or the environment.
 Weights load once, in the background, on the one thread that ever touches the device. All public methods may be called
 from any thread and block until they have an answer.
 
@@ -11,119 +11,36 @@ photos that were pre-annotated here make clicks on the same photos better: a cli
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
-import torch
+from cachetools import LRUCache
 
-from model.boxes import nms
-from model.checkpoints import BUNDLED, Checkpoint, calibrated_threshold, excess_width, find_checkpoint
-from model.detect import Detector, FallbackDetector, GridDetector, HeadDetector, PromptedDetector
 from model.device import Placement, choose_placement
-from model.exported_encoders import EncoderFile, find_encoder, open_encoder
-from model.feature_cache import CacheStats, KnownBoxes, TileFeatures
+from model.feature_cache import CacheStats
+from model.loading import EngineOptions, Loaded, Sources, find_sources, load, tuned_sources
 from model.memory import is_out_of_memory, limit_memory
-from model.network import Network
-from model.refine import Refiner, RefineRequest
-from model.sam2_module import has_proposal_head
+from model.refine import RefineRequest
 from model.scheduler import Scheduler
 from model.stages import UNOBSERVED, Observer
 from model.types import Detections, EngineError, EngineStats, FloatArray, Lane, NotReady, Photo, Prompt, State
 
 log = logging.getLogger(__name__)
 
-KNOWN_PHOTOS = 500  # pre-annotated photos whose boxes clicks may use; 20 kB each at most
-
-ProposalSource = Literal["auto", "grid", "learned"]
+MAX_TUNED = 8  # other weights that are loaded at the same time, about 30 MB each
 
 
-@dataclass(frozen=True, kw_only=True)
-class EngineOptions:
-    """checkpoint: `auto`, a name of model.checkpoints, or the path of a `.pt` or `.safetensors` file.
-    checkpoint_config: network config of a path, when it does not follow from the file's name.
-    device: `auto`, `cpu`, `cuda` or `cuda:N`.
-    encoder: a file that `facings export` made of this checkpoint, to encode instead of torch: an `.onnx` file on a CPU,
-        an `.engine` file on a GPU, or the folder of either.
-    proposals: how `preannotate` finds boxes. `learned`: with a learned detector head. That is the checkpoint's own; a
-        checkpoint without one is prompted with the boxes of the `facings-nano` detector. `grid`: with a grid of points,
-        as SAM2AutomaticMaskGenerator does. `auto`: `learned`, and the grid on photos where the `facings-nano` detector
-        finds nothing for a checkpoint without a head.
-    cache_bytes: the most that the feature cache holds.
-    max_device_mb: the most MiB of a GPU's memory, for weights, cache and work together; the cache then gets a quarter
-        of it at most. 0: no limit. Work that does not fit is done in smaller batches.
-    score_threshold: default of `preannotate`; None takes the checkpoint's calibrated one.
-    max_detections: the most boxes of one photo.
-    """
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Asked:
+    """A request, and whose weights answer it; None: the engine's own."""
 
-    checkpoint: str = "auto"
-    checkpoint_config: str | None = None
-    device: str = "auto"
-    encoder: str | None = None
-    proposals: ProposalSource = "auto"
-    cache_bytes: int = 1 << 30
-    max_device_mb: int = 0
-    score_threshold: float | None = None
-    max_detections: int = 1000
-
-    def __post_init__(self) -> None:
-        if self.proposals not in get_args(ProposalSource):
-            raise ValueError(f"proposals: expected auto, grid or learned, got {self.proposals!r}")
-        if self.score_threshold is not None and not 0 <= self.score_threshold <= 1:
-            raise ValueError(f"score_threshold: expected a number in [0, 1], got {self.score_threshold!r}")
-        if self.max_detections < 1:
-            raise ValueError(f"max_detections: expected at least 1, got {self.max_detections!r}")
-        if self.cache_bytes < 0:
-            raise ValueError(f"cache_bytes: expected at least 0, got {self.cache_bytes!r}")
-        if self.max_device_mb < 0:
-            raise ValueError(f"max_device_mb: expected at least 0, got {self.max_device_mb!r}")
-
-    @property
-    def feature_bytes(self) -> int:
-        """The most that the feature cache holds on a device with this limit."""
-        if not self.max_device_mb:
-            return self.cache_bytes
-        return min(self.cache_bytes, self.max_device_mb * 2**20 // 4)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Sources:
-    """What is loaded. head: the checkpoint whose detector head finds boxes; None where the grid does.
-
-    calibrated_threshold: the head's, or 0.
-    """
-
-    checkpoint: Checkpoint
-    head: Checkpoint | None
-    encoder: EncoderFile | None
-    calibrated_threshold: float
-
-    def version(self, options: EngineOptions) -> str:
-        changed = [
-            f"{name}={value}"
-            for name in ("score_threshold", "max_detections", "proposals")
-            if (value := getattr(options, name)) != getattr(EngineOptions, name)
-        ]
-        if self.head and self.head != self.checkpoint:
-            changed.append(self.head.version)
-        if self.encoder:
-            changed.append(self.encoder.digest)
-        suffix = "-" + hashlib.sha256(",".join(changed).encode()).hexdigest()[:4] if changed else ""
-        return self.checkpoint.version + suffix
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Loaded:
-    """What answers."""
-
-    features: TileFeatures
-    detector: Detector
-    refiner: Refiner
+    request: RefineRequest
+    tuned: Sources | None
 
 
 class Sam2Engine:
@@ -136,11 +53,13 @@ class Sam2Engine:
         self._options = options
         self._observer = observer
         self._loading_ended = threading.Event()
-        self._sources: _Sources | None = None
-        self._loaded: _Loaded | None = None
+        self._sources: Sources | None = None
+        self._placement: Placement | None = None
+        self._loaded: Loaded | None = None
+        self._tuned: LRUCache[str, Loaded] = LRUCache(MAX_TUNED)  # by digest; belongs to the device thread
         self._failure: str | None = None
         self._closed = False
-        self._scheduler: Scheduler[RefineRequest, list[Detections]] = Scheduler(
+        self._scheduler: Scheduler[_Asked, list[Detections]] = Scheduler(
             start_up=self._start_up, answer=self._answer, observer=observer
         )
 
@@ -180,7 +99,7 @@ class Sam2Engine:
         return self._sources.calibrated_threshold if self._sources else 0.0
 
     def stats(self) -> EngineStats:
-        cache = self._loaded.features.stats() if self._loaded else CacheStats()
+        cache = self._loaded.cache.stats() if self._loaded else CacheStats()
         return EngineStats(
             cache_hits=cache.hits,
             cache_misses=cache.misses,
@@ -213,13 +132,8 @@ class Sam2Engine:
 
         deadline: a time.monotonic() value. Raises DeadlineExceeded when it passes first, NotReady on failure.
         """
-        self._wait_ready_until(deadline)
-        work = self._ready.detector.find(
-            photo,
-            score_threshold=self.score_threshold if score_threshold is None else score_threshold,
-            limit=self._options.max_detections,
-        )
-        return self._scheduler.run(work, lane=lane, deadline=deadline)
+        threshold = self.score_threshold if score_threshold is None else score_threshold
+        return self.find(photo, None, score_threshold=threshold, lane=lane, deadline=deadline)
 
     def refine(
         self,
@@ -235,6 +149,47 @@ class Sam2Engine:
         The boxes of a photo that was pre-annotated by this engine help to answer, so that the same prompt may be
         answered differently before and after, and by two replicas of one version. Raises as `preannotate` does.
         """
+        return self.ask(photo, prompts, None, accepted_xyxy=accepted_xyxy, want_masks=want_masks, deadline=deadline)
+
+    def tuned(self, weights: Path | None = None, *, score_threshold: float | None = None) -> TunedEngine:
+        """This engine for one of its users, with other weights of `facings-nano`, with another default threshold, or
+        both. It works on the same thread and device, and shares the network of SAM 2.
+
+        weights: load at the first request, and again where MAX_TUNED others were used since. None: the engine's own.
+        score_threshold: None takes the one that the weights are calibrated to.
+        Waits until the engine is ready. Raises NotReady, and CheckpointError for weights that cannot be used.
+        """
+        self.wait_ready()
+        if self._sources is None:
+            raise NotReady(f"checkpoint {self.name!r} is still loading")
+        sources = None if weights is None else tuned_sources(self._sources, weights)
+        options = self._options if score_threshold is None else replace(self._options, score_threshold=score_threshold)
+        return TunedEngine(self, sources, version=(sources or self._sources).version(options), options=options)
+
+    def find(
+        self,
+        photo: Photo,
+        tuned: Sources | None,
+        *,
+        score_threshold: float,
+        lane: Lane,
+        deadline: float | None,
+    ) -> Detections:
+        """`preannotate` with other weights; None: the engine's own."""
+        self._wait_ready_until(deadline)
+        return self._scheduler.run(self._find(photo, tuned, score_threshold), lane=lane, deadline=deadline)
+
+    def ask(
+        self,
+        photo: Photo,
+        prompts: Sequence[Prompt],
+        tuned: Sources | None,
+        *,
+        accepted_xyxy: FloatArray | None,
+        want_masks: bool,
+        deadline: float | None,
+    ) -> list[Detections]:
+        """`refine` with other weights; None: the engine's own."""
         self._wait_ready_until(deadline)
         request = RefineRequest(
             photo=photo,
@@ -242,7 +197,7 @@ class Sam2Engine:
             want_masks=want_masks,
             accepted_xyxy=np.zeros((0, 4), np.float32) if accepted_xyxy is None else accepted_xyxy,
         )
-        return self._scheduler.ask(request, deadline=deadline)
+        return self._scheduler.ask(_Asked(request=request, tuned=tuned), deadline=deadline)
 
     def close(self) -> None:
         """Stops the device thread; work that waits is refused with NotReady."""
@@ -253,15 +208,42 @@ class Sam2Engine:
         self.wait_ready(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
     @property
-    def _ready(self) -> _Loaded:
+    def _ready(self) -> Loaded:
         if self._loaded is None:
             raise NotReady(self._failure or f"checkpoint {self.name!r} is still loading")
         return self._loaded
 
     # -- on the device thread ----------------------------------------------------------------------------------------
 
-    def _answer(self, requests: Sequence[RefineRequest]) -> list[list[Detections] | Exception]:
-        return self._ready.refiner.answer(requests)
+    def _find(self, photo: Photo, tuned: Sources | None, score_threshold: float) -> Generator[None, None, Detections]:
+        detector = self._loaded_for(tuned).detector
+        return (yield from detector.find(photo, score_threshold=score_threshold, limit=self._options.max_detections))
+
+    def _answer(self, asked: Sequence[_Asked]) -> list[list[Detections] | Exception]:
+        answers: list[list[Detections] | Exception] = [[] for _ in asked]
+        places: dict[str | None, list[int]] = {}
+        for place, one in enumerate(asked):
+            places.setdefault(one.tuned.head_digest if one.tuned else None, []).append(place)
+        for together in places.values():
+            try:
+                refiner = self._loaded_for(asked[together[0]].tuned).refiner
+            except EngineError as error:
+                for place in together:
+                    answers[place] = error
+                continue
+            for place, answer in zip(together, refiner.answer([asked[p].request for p in together]), strict=True):
+                answers[place] = answer
+        return answers
+
+    def _loaded_for(self, tuned: Sources | None) -> Loaded:
+        """What answers with these weights; they are loaded where they are not there."""
+        if tuned is None or self._placement is None:
+            return self._ready
+        loaded = self._tuned.get(tuned.head_digest)
+        if loaded is None:
+            loaded = load(tuned, self._options, self._placement, self._observer, beside=self._ready)
+            self._tuned[tuned.head_digest] = loaded
+        return loaded
 
     def _start_up(self) -> None:
         began = time.monotonic()
@@ -269,8 +251,9 @@ class Sam2Engine:
             placement = choose_placement(self._options.device)
             if self._options.max_device_mb:
                 limit_memory(placement.device, self._options.max_device_mb)
-            self._sources = _find_sources(self._options, placement)
-            self._loaded = _load(self._sources, self._options, placement, self._observer)
+            self._placement = placement
+            self._sources = find_sources(self._options, placement)
+            self._loaded = load(self._sources, self._options, placement, self._observer)
         except EngineError as error:
             self._failure = str(error)
             log.error("engine failed: %s", error)
@@ -291,66 +274,73 @@ class Sam2Engine:
             self._loading_ended.set()
 
 
-def version_of(options: EngineOptions) -> str:
-    """The version of an engine with these options, without building its network.
+class TunedEngine:
+    """A Sam2Engine with other weights or another threshold for one of its users; see `Sam2Engine.tuned`.
 
-    Downloads an official checkpoint that is not there yet. Raises EngineError as loading does.
+    sources: what is loaded instead of the engine's own; None where only the threshold differs.
     """
-    return _find_sources(options, choose_placement(options.device)).version(options)
 
+    def __init__(self, engine: Sam2Engine, sources: Sources | None, *, version: str, options: EngineOptions) -> None:
+        self._engine = engine
+        self._sources = sources
+        self._options = options
+        self.version = version
 
-def _find_sources(options: EngineOptions, placement: Placement) -> _Sources:
-    """Raises CheckpointError."""
-    has_gpu = placement.device.type == "cuda"
-    checkpoint = find_checkpoint(options.checkpoint, config=options.checkpoint_config, has_gpu=has_gpu)
-    head = None
-    if options.proposals != "grid":
-        own = has_proposal_head(checkpoint.config)
-        head = checkpoint if own else find_checkpoint(BUNDLED, config=None, has_gpu=False)
-    return _Sources(
-        checkpoint=checkpoint,
-        head=head,
-        encoder=find_encoder(options.encoder, placement) if options.encoder else None,
-        calibrated_threshold=(calibrated_threshold(head) if head else None) or 0.0,
-    )
+    @property
+    def state(self) -> State:
+        return self._engine.state
 
+    @property
+    def failure(self) -> str | None:
+        return self._engine.failure
 
-def _load(sources: _Sources, options: EngineOptions, placement: Placement, observer: Observer) -> _Loaded:
-    """The network on its device, and what answers with it. Raises EngineError."""
-    encoder = open_encoder(sources.encoder, sources.checkpoint, placement) if sources.encoder else None
-    network = Network(sources.checkpoint, placement, encoder, observer=observer)
-    features = TileFeatures(network, cache_bytes=options.feature_bytes)
-    known_boxes = KnownBoxes(max_photos=KNOWN_PHOTOS)
-    grid = GridDetector(features=features, observer=observer)
-    detector: Detector
-    if sources.head is None:
-        detector = grid
-    elif sources.head == sources.checkpoint:
-        detector = HeadDetector(
-            features=features, known_boxes=known_boxes, excess_width=excess_width(sources.head), observer=observer
+    @property
+    def name(self) -> str:
+        return self._sources.checkpoint.name if self._sources else self._engine.name
+
+    @property
+    def score_threshold(self) -> float:
+        if self._options.score_threshold is not None:
+            return self._options.score_threshold
+        return self._sources.calibrated_threshold if self._sources else self._engine.score_threshold
+
+    def stats(self) -> EngineStats:
+        """Those of the engine, for all its users together."""
+        return self._engine.stats()
+
+    def wait_ready(self, timeout_s: float | None = None) -> None:
+        self._engine.wait_ready(timeout_s)
+
+    def preannotate(
+        self,
+        photo: Photo,
+        *,
+        score_threshold: float | None = None,
+        lane: Lane = "bulk",
+        deadline: float | None = None,
+    ) -> Detections:
+        """As Sam2Engine.preannotate."""
+        threshold = self.score_threshold if score_threshold is None else score_threshold
+        return self._engine.find(photo, self._sources, score_threshold=threshold, lane=lane, deadline=deadline)
+
+    def refine(
+        self,
+        photo: Photo,
+        prompts: Sequence[Prompt],
+        *,
+        accepted_xyxy: FloatArray | None = None,
+        want_masks: bool = False,
+        deadline: float | None = None,
+    ) -> list[Detections]:
+        """As Sam2Engine.refine."""
+        return self._engine.ask(
+            photo,
+            prompts,
+            self._sources,
+            accepted_xyxy=accepted_xyxy,
+            want_masks=want_masks,
+            deadline=deadline,
         )
-    else:
-        detector_network = Network(sources.head, placement, observer=observer)
-        detector_network.warm_up(reserved_bytes=options.feature_bytes)
-        head = HeadDetector(
-            features=TileFeatures(detector_network, cache_bytes=0),
-            excess_width=excess_width(sources.head),
-            known_boxes=KnownBoxes(max_photos=0),  # clicks are answered by a network that was never given such boxes
-            observer=observer,
-        )
-        detector = PromptedDetector(detector=head, features=features, observer=observer)
-        if options.proposals == "auto":
-            detector = FallbackDetector(first=detector, fallback=grid)
-    network.warm_up(reserved_bytes=options.feature_bytes)
-    refiner = Refiner(features=features, known_boxes=known_boxes, observer=observer)
-    _warm_up(refiner)
-    return _Loaded(features=features, detector=detector, refiner=refiner)
 
-
-def _warm_up(refiner: Refiner) -> None:
-    """The first call of each kind is slow; better now than at an annotator's first click."""
-    grey = Photo(pixels=np.full((64, 64, 3), 128, np.uint8))
-    click = Prompt(points_xy=np.array([[32, 32]], np.float32), is_foreground=np.ones(1, np.bool_))
-    box = Prompt(box_xyxy=np.array([8, 8, 56, 56], np.float32))
-    refiner.answer([RefineRequest(photo=grey, prompts=[click, box], want_masks=False)])
-    nms(torch.zeros(0, 4), torch.zeros(0), 0.5)  # imports for seconds the first time
+    def close(self) -> None:
+        """Nothing: others use the engine."""

@@ -6,7 +6,7 @@ is locked, since both belong to the device thread; `stats` may be called from an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 from cachetools import LRUCache
@@ -28,36 +28,53 @@ class CacheStats:
     nbytes: int = 0
 
 
-class TileFeatures:
-    """The features that one network makes of tiles: kept for the next time, the least recently used dropped first.
+class FeatureCache:
+    """Features of tiles, of several networks: the least recently used are dropped first.
 
-    cache_bytes: how much is kept at most; features of one tile that are larger are not kept.
+    max_bytes: how much is kept at most; features of one tile that are larger are not kept.
     """
 
-    def __init__(self, network: Network, *, cache_bytes: int) -> None:
-        self.network = network
-        self._kept: LRUCache[tuple[str, Tile], Features] = LRUCache(cache_bytes, getsizeof=lambda tile: tile.nbytes)
+    def __init__(self, max_bytes: int) -> None:
+        self._kept: LRUCache[Hashable, Features] = LRUCache(max_bytes, getsizeof=lambda tile: tile.nbytes)
         self._hits = self._misses = 0
 
-    def of(self, photo: Photo, tiles: Sequence[Tile]) -> Iterator[list[Features]]:
-        """The features of the tiles, in order and in lists as long as one call of the network takes. Each list is made
-        when it is asked for: known tiles come from the cache, the others are encoded together."""
-        for batch in batches(tiles, self.network.encode_batch):
-            known = {tile: found for tile in batch if (found := self._kept.get((photo.digest, tile))) is not None}
-            missing = [tile for tile in batch if tile not in known]
-            self._hits += len(known)
-            self._misses += len(missing)
-            if missing:
-                for made in self.network.encode(photo.pixels, missing):
-                    known[made.tile] = made
-                    if made.nbytes <= self._kept.maxsize:
-                        self._kept[photo.digest, made.tile] = made
-            yield [known[tile] for tile in batch]
+    def get(self, key: Hashable) -> Features | None:
+        """What is kept under this key; counted as found or missed."""
+        found = self._kept.get(key)
+        self._hits += found is not None
+        self._misses += found is None
+        return found
+
+    def put(self, key: Hashable, features: Features) -> None:
+        if features.nbytes <= self._kept.maxsize:
+            self._kept[key] = features
 
     def stats(self) -> CacheStats:
         return CacheStats(
             hits=self._hits, misses=self._misses, entries=len(self._kept), nbytes=int(self._kept.currsize)
         )
+
+
+class TileFeatures:
+    """The features that one network makes of tiles. cache: where they are kept, maybe beside those of others."""
+
+    def __init__(self, network: Network, cache: FeatureCache) -> None:
+        self.network = network
+        self._cache = cache
+
+    def of(self, photo: Photo, tiles: Sequence[Tile]) -> Iterator[list[Features]]:
+        """The features of the tiles, in order and in lists as long as one call of the network takes. Each list is made
+        when it is asked for: known tiles come from the cache, the others are encoded together."""
+        for batch in batches(tiles, self.network.encode_batch):
+            known = {
+                tile: found for tile in batch if (found := self._cache.get((self, photo.digest, tile))) is not None
+            }
+            missing = [tile for tile in batch if tile not in known]
+            if missing:
+                for made in self.network.encode(photo.pixels, missing):
+                    known[made.tile] = made
+                    self._cache.put((self, photo.digest, made.tile), made)
+            yield [known[tile] for tile in batch]
 
 
 class KnownBoxes:

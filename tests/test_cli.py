@@ -280,7 +280,7 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in (model, model.engine, service):
         monkeypatch.setattr(module, "Sam2Engine", refuse)
-    monkeypatch.setattr(model.engine, "Network", refuse)
+    monkeypatch.setattr(model.loading, "Network", refuse)
 
 
 @pytest.mark.usefixtures("no_engine")

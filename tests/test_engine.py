@@ -294,7 +294,7 @@ def test_impossible_options_are_refused(values: dict[str, object], message: str)
 
 def test_what_takes_seconds_the_first_time_is_done_before_the_engine_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    monkeypatch.setattr("model.engine.nms", lambda *_: calls.append("nms"))  # its first call imports torchvision
+    monkeypatch.setattr("model.loading.nms", lambda *_: calls.append("nms"))  # its first call imports torchvision
     engine = Sam2Engine(EngineOptions(checkpoint="facings-nano", device="cpu"))
     try:
         engine.wait_ready(120)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.decoder import TileCells
-from model.feature_cache import CacheStats, KnownBoxes, TileFeatures
+from model.feature_cache import CacheStats, FeatureCache, KnownBoxes, TileFeatures
 from model.features import Features
 from model.network import Network
 from model.tiling import Tile
@@ -45,8 +45,8 @@ class Encoder:
         return Features(tile=one, cells=cells, proposals=None)
 
 
-def features_of(encoder: Encoder, cache_bytes: int) -> TileFeatures:
-    return TileFeatures(cast(Network, encoder), cache_bytes=cache_bytes)
+def features_of(encoder: Encoder, cache: int | FeatureCache) -> TileFeatures:
+    return TileFeatures(cast(Network, encoder), FeatureCache(cache) if isinstance(cache, int) else cache)
 
 
 def asked(features: TileFeatures, *numbers: int, photo: Photo = PHOTO) -> list[list[int]]:
@@ -55,18 +55,19 @@ def asked(features: TileFeatures, *numbers: int, photo: Photo = PHOTO) -> list[l
 
 def test_nothing_is_encoded_for_no_tile() -> None:
     encoder = Encoder([])
-    features = features_of(encoder, 10)
-    assert asked(features) == encoder.encoded == []
-    assert features.stats() == CacheStats(hits=0, misses=0, entries=0, nbytes=0)
+    cache = FeatureCache(10)
+    assert asked(features_of(encoder, cache)) == encoder.encoded == []
+    assert cache.stats() == CacheStats(hits=0, misses=0, entries=0, nbytes=0)
 
 
 def test_tiles_come_in_their_order_and_in_the_batches_of_the_network() -> None:
     encoder = Encoder([1] * 5)
-    features = features_of(encoder, 100)
+    cache = FeatureCache(100)
+    features = features_of(encoder, cache)
     assert asked(features, 3) == [[3]]
     assert asked(features, 4, 3, 2, 1, 0) == [[4, 3], [2, 1], [0]]
     assert encoder.encoded == [[3], [4], [2, 1], [0]]
-    assert features.stats() == CacheStats(hits=1, misses=5, entries=5, nbytes=5)
+    assert cache.stats() == CacheStats(hits=1, misses=5, entries=5, nbytes=5)
 
 
 def test_a_batch_is_not_encoded_before_it_is_asked_for() -> None:
@@ -108,12 +109,23 @@ def test_the_same_tile_of_another_photo_is_another_one() -> None:
 
 @given(nbytes=st.lists(st.integers(0, 40), min_size=8, max_size=8), numbers=st.lists(st.integers(0, 7)))
 def test_the_bytes_kept_are_counted_and_bounded(nbytes: list[int], numbers: list[int]) -> None:
-    features = features_of(Encoder(nbytes), 100)
+    cache = FeatureCache(100)
+    features = features_of(Encoder(nbytes), cache)
     for number in numbers:
         assert asked(features, number) == [[number]]
-        kept: dict[Any, Features] = dict(features._kept)
-        assert features.stats().nbytes == sum(one.nbytes for one in kept.values()) <= 100
-        assert features.stats().entries == len(kept)
+        kept: dict[Any, Features] = dict(cache._kept)
+        assert cache.stats().nbytes == sum(one.nbytes for one in kept.values()) <= 100
+        assert cache.stats().entries == len(kept)
+
+
+def test_two_networks_share_a_cache_and_never_their_features() -> None:
+    cache, encoders = FeatureCache(12), (Encoder([5]), Encoder([5]))
+    both = [features_of(encoder, cache) for encoder in encoders]
+    for _ in range(2):
+        for features in both:
+            assert asked(features, 0) == [[0]]
+    assert [encoder.encoded for encoder in encoders] == [[[0]], [[0]]]
+    assert cache.stats() == CacheStats(hits=2, misses=2, entries=2, nbytes=10)
 
 
 def boxes(count: int) -> Detections:

@@ -10,7 +10,7 @@ import torch
 
 from model.checkpoints import BUNDLED, find_checkpoint
 from model.device import Placement
-from model.feature_cache import KnownBoxes, TileFeatures
+from model.feature_cache import FeatureCache, KnownBoxes, TileFeatures
 from model.network import Network
 from model.refine import Refiner, RefineRequest
 from model.stages import UNOBSERVED
@@ -29,7 +29,7 @@ def network() -> Network:
 
 @pytest.fixture
 def refiner(network: Network) -> Refiner:
-    features = TileFeatures(network, cache_bytes=1 << 30)
+    features = TileFeatures(network, FeatureCache(1 << 30))
     return Refiner(features=features, known_boxes=KnownBoxes(max_photos=1), observer=UNOBSERVED)
 
 

@@ -25,7 +25,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model.boxes import iou_matrix
 from model.checkpoints import BUNDLED_CONFIG, BUNDLED_WEIGHTS, read_weights, write_weights
-from model.engine import EngineOptions, Sam2Engine
+from model.engine import Sam2Engine
+from model.loading import EngineOptions
 from model.network import PIXEL_DEVIATION, PIXEL_MEAN
 from model.proposer import boxes_of_cells
 from model.renderer.shelves import MIN_SIDE_PX, MIN_VISIBLE_SHARE
