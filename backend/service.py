@@ -58,6 +58,10 @@ class Service:
         metrics.watch(engine, photos)
         return cls(engine=engine, photos=photos, metrics=metrics)
 
+    def with_engine(self, engine: Engine) -> Service:
+        """The same with another engine, such as a tuned one: photos and metrics are shared."""
+        return Service(engine=engine, photos=self.photos, metrics=self.metrics)
+
     def __enter__(self) -> Self:
         return self
 

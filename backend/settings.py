@@ -256,6 +256,19 @@ class Settings:
     max_label_config_chars: int = _setting(
         1 << 18, "Longest label config that is read, in characters.", _integer(1000, 1 << 26)
     )
+    state_dir: str | None = _setting(
+        None,
+        "Folder where projects keep what was learned from their annotators' corrections. Needs `LABEL_STUDIO_URL` and "
+        "`LABEL_STUDIO_API_KEY`. Unset: nothing is learned.",
+        _text,
+    )
+    learn_every: int = _setting(
+        0,
+        "Learn from a project's corrections whenever so many photos were submitted since the last time. 0: only when "
+        "*Start Training* is pressed, or by `facings project learn`.",
+        _integer(0, 1_000_000),
+    )
+    learn_minutes: float = _setting(12.0, "Longest training of a project's detector, in minutes.", _number(0.05, 1440))
     log_level: str = _setting("info", "Lowest level that is logged: `debug`, `info`, `warning` or `error`.", _log_level)
 
     def __post_init__(self) -> None:
@@ -264,6 +277,8 @@ class Settings:
                 "LABEL_STUDIO_URL: expected the address that LABEL_STUDIO_API_KEY belongs to, so that the key goes "
                 "nowhere else, got none"
             )
+        if self.state_dir is not None and self.label_studio_api_key is None:
+            raise SettingsError("STATE_DIR: expected LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY next to it, got none")
         if (self.basic_auth_user is None) != (self.basic_auth_pass is None):
             given, missing = ("USER", "PASS") if self.basic_auth_pass is None else ("PASS", "USER")
             raise SettingsError(f"BASIC_AUTH_{missing}: expected a value next to BASIC_AUTH_{given}, got none")
@@ -292,6 +307,12 @@ class Settings:
             raise SettingsError("; ".join(wrong))
         return cls(**values)
 
+    def child_environ(self) -> dict[str, str]:
+        """The environment of a child process that is to have these settings: this process's, with them over it."""
+        own = {setting.name: getattr(self, setting.name.lower()) for setting in SETTINGS}
+        texts = {name: "" if value is None else _as_text(value) for name, value in own.items()}
+        return {**os.environ, **texts}
+
     def engine_options(self) -> EngineOptions:
         """The part that the engine takes."""
         from model import EngineOptions
@@ -307,6 +328,10 @@ class Settings:
             score_threshold=self.score_threshold,
             max_detections=self.max_detections,
         )
+
+
+def _as_text(value: Any) -> str:
+    return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,6 +67,14 @@ def evaluate(
         bool, typer.Option("--annotate", help="Also play an annotator, and count actions until all boxes are right.")
     ] = False,
     sweep: Annotated[bool, typer.Option("--sweep", help="Also count corrections at many score thresholds.")] = False,
+    learning_curve: Annotated[
+        bool,
+        typer.Option(
+            "--learning-curve",
+            help="Instead, let the bundled detector learn from 0, 5, 10 and 20 of the photos, and measure it on others.",
+        ),
+    ] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="Of --learning-curve: ways to cut the photos in two.")] = 3,
     score_threshold: ThresholdOption = None,
     checkpoint: CheckpointOption = None,
     device: DeviceOption = None,
@@ -83,11 +91,19 @@ def evaluate(
       facings evaluate --photos shelves/images --truth shelves/coco.json
       facings evaluate --photos shelves --truth export.json --limit 10 --prompts --annotate
       facings evaluate --photos shelves --truth coco.json --sweep --checkpoint runs/a/facings-nano.safetensors
+      LEARN_MINUTES=12 facings evaluate --photos shelves --truth coco.json --learning-curve --seeds 1
     """
     from scripts.measure import evaluate as command
 
     _check_label(label, truth)
     known = _known(truth, photos, control, label, limit)
+    if learning_curve:
+        from model.training.heap import keep_freed_memory
+        from scripts.measure import learning_curve as curve
+
+        keep_freed_memory()
+        curve.print_curve(curve.learning_curve(read_settings(device=device), known.photos, seeds=seeds))
+        return
     with open_bulk_service(read_settings(checkpoint=checkpoint, device=device)) as service:
         evaluation = command.evaluate(
             service, known, score_threshold=score_threshold, prompts=prompts, annotate=annotate, sweep=sweep
@@ -163,10 +179,11 @@ def train(
             raise OptionError(f"{given}: expected {missing} with it, got none")
     _check_label(label, truth, dev_truth)
     from model.checkpoints import BUNDLED_WEIGHTS
+    from model.training.heap import keep_freed_memory
     from model.training.loop import TrainOptions
     from scripts import train as command
 
-    command.keep_freed_memory()
+    keep_freed_memory()
     if truth is not None and start_from is None:
         start_from = BUNDLED_WEIGHTS
     options = TrainOptions(

@@ -42,7 +42,7 @@ PROJECT_COMMANDS = ("project preannotate", "project tighten", "project export")
 @pytest.fixture(autouse=True)
 def memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """This process does more than train."""
-    monkeypatch.setattr("scripts.train.keep_freed_memory", lambda: None)
+    monkeypatch.setattr("model.training.heap.keep_freed_memory", lambda: None)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -170,9 +170,10 @@ class FacingsAnnotator(LabelStudioMLBase):  # type: ignore[misc]  # the base cla
         return remaining_s
 
 
-def annotator_class(service: Service) -> type[FacingsAnnotator]:
-    """The class to hand to label-studio-ml: its instances borrow `service`."""
-    return type("FacingsAnnotator", (FacingsAnnotator,), {"service": service, "recent": RecentAnswers()})
+def annotator_class(service: Service, recent: RecentAnswers | None = None) -> type[FacingsAnnotator]:
+    """The class to hand to label-studio-ml: its instances borrow `service`. recent: that of another class which answers
+    the same annotators; None: its own."""
+    return type("FacingsAnnotator", (FacingsAnnotator,), {"service": service, "recent": recent or RecentAnswers()})
 
 
 def _read_ahead(read: Callable[[Item], Value], items: Sequence[Item]) -> Iterator[Future[Value]]:

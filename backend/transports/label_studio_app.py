@@ -23,6 +23,8 @@ from flask import Flask, Response, g, request
 from backend.errors import LabelConfigError, RequestError
 from backend.label_studio.label_config import LabelConfig, parse_label_config
 from backend.label_studio.predictions import Prediction
+from backend.label_studio.standing import RecentAnswers
+from backend.learning.learning import Learning, learning_of
 from backend.metrics import CONTENT_TYPE
 from backend.photos.loader import Access
 from backend.reporting import configure_logging, log_event
@@ -80,7 +82,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_mb * MIB
     app.extensions["facings"] = service
-    backend = _Backend(settings, service)
+    backend = _Backend(settings, service, learning_of(settings, service))
     app.add_url_rule("/", view_func=backend.index)
     app.add_url_rule("/health", view_func=backend.health)
     app.add_url_rule("/ready", view_func=backend.ready)
@@ -98,10 +100,12 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
 class _Backend:
     """The views of one app."""
 
-    def __init__(self, settings: Settings, service: Service) -> None:
+    def __init__(self, settings: Settings, service: Service, learning: Learning | None) -> None:
         self._settings = settings
         self._service = service
-        self._annotator_class: type[FacingsAnnotator] = annotator_class(service)
+        self._learning = learning
+        self._recent = RecentAnswers()
+        self._annotator_class: type[FacingsAnnotator] = annotator_class(service, self._recent)
         self._setups = Setups()
 
     def index(self) -> Response:
@@ -139,13 +143,15 @@ class _Backend:
             token=field(body, "access_token", str, "a string", optional=True) or "",
         )
         is_new = self._setups.remember(key, Setup(label_config=label_config, access=access))
-        version = config.model_version(self._service.engine.version)
+        engine = self._service_of(key).engine
+        version = config.model_version(engine.version)
         log_event(
             logging.INFO if is_new else logging.DEBUG,
             "setup",
             project=key,
             label_studio=access.label_studio_url,
             model_version=version,
+            score_threshold=engine.score_threshold,
             understood=config.describe(),
         )
         return json_response({"model_version": version})
@@ -168,7 +174,7 @@ class _Backend:
             label_config = setup.label_config
         self._parse_label_config(label_config)  # refused with our message, before label-studio-ml reads it
 
-        annotator = self._annotator_class(
+        annotator = annotator_class(self._service_of(key), self._recent)(
             project_id=key,
             label_config=label_config,
             access=setup.access if setup else None,
@@ -185,9 +191,19 @@ class _Backend:
         return json_response({"versions": [self._service.engine.version]})
 
     def webhook(self) -> Response:
-        """Label Studio reports what annotators did; their saving waits for the answer. There is nothing to do."""
+        """Label Studio reports what annotators did; their saving waits for the answer, so learning happens later.
+
+        Anybody may send it: Label Studio sends no credentials here. So nothing of it is believed but the project's id,
+        and what is learned from is asked of Label Studio itself.
+        """
         request.max_content_length = min(MAX_WEBHOOK_BYTES, self._settings.max_request_mb * MIB)
-        log_event(logging.INFO, "webhook", action=field(_body(), "action", str, "the name of an action"))
+        body = _body()
+        action = field(body, "action", str, "the name of an action")
+        project = body.get("project")
+        project_id = project.get("id") if isinstance(project, dict) else None
+        log_event(logging.INFO, "webhook", action=action, project=project_id if isinstance(project_id, int) else None)
+        if self._learning is not None and isinstance(project_id, int) and project_id > 0:
+            self._learning.happened(action, project_id)
         return json_response({"status": "ok"})
 
     def metrics(self) -> Response:
@@ -212,6 +228,9 @@ class _Backend:
     def refuse(self, error: Exception) -> Response:
         """Any error as its status and one line."""
         return refusal(error, self._service, server="an ML backend")
+
+    def _service_of(self, key: str) -> Service:
+        return self._service if self._learning is None else self._learning.service_of(key)
 
     def _parse_label_config(self, xml: str) -> LabelConfig:
         limit = self._settings.max_label_config_chars

@@ -57,6 +57,8 @@ class TrainOptions:
     textures: folder of product photos to use for a part of the faces, or None.
     labelled: photos to learn from in addition to the rendered shelves, or None.
     workers: processes that render.
+    learn_encoder: whether the trunk's encoder learns too, where it is not frozen anyway; without, a step takes less
+        than half of the time.
     report_every: steps between two reports. save_every_s: seconds of training between two states to resume from.
     score_every_s: seconds of training between two measurements of the averaged weights.
     """
@@ -73,17 +75,20 @@ class TrainOptions:
     picture_px: int = 512
     learning_rate: float = 2e-3
     workers: int = 2
+    learn_encoder: bool = True
     resume: bool = False
     report_every: int = 10
     save_every_s: float = 120.0
     score_every_s: float = 1200.0
 
 
-def optimizer_of(module: FacingsModule, learning_rate: float, *, fused: bool = False) -> torch.optim.AdamW:
+def optimizer_of(
+    module: FacingsModule, learning_rate: float, *, learn_encoder: bool = True, fused: bool = False
+) -> torch.optim.AdamW:
     """Of all that learns. What the first stages of the encoder know of real photos stays as it is, the others learn
-    slowly; see `set_rate`."""
+    slowly, or not at all; see `set_rate`."""
     encoder = module.sam.image_encoder.trunk.encoder
-    for part in (encoder.stem, *encoder.stages[:FROZEN_STAGES]):
+    for part in (encoder.stem, *encoder.stages[: FROZEN_STAGES if learn_encoder else None]):
         part.requires_grad_(False)
     of_encoder = {id(parameter) for parameter in encoder.parameters()}
     groups = [
@@ -260,7 +265,7 @@ class _Run:
             load_weights(self.module, read_weights(options.start_from), options.start_from.name)
         moving_average = get_ema_multi_avg_fn(0.998)  # type: ignore[no-untyped-call]
         self.average = AveragedModel(self.module, multi_avg_fn=moving_average, use_buffers=True)
-        self.optimizer = optimizer_of(self.module, options.learning_rate)
+        self.optimizer = optimizer_of(self.module, options.learning_rate, learn_encoder=options.learn_encoder)
         self.step, self.elapsed_s = 0, 0.0
         if options.resume and self._last.exists():
             state = torch.load(self._last, map_location=options.device, weights_only=True)

@@ -1,0 +1,1 @@
+"""What annotators correct becomes a better detector for their project."""

@@ -1,0 +1,306 @@
+"""A project's detector learns from its photos, and serves only if that made it better.
+
+Knows which photos are learned from and which are kept aside, how long a training goes on, and what better means.
+Meant for a process of its own, with the lowest priority; it may be killed at any time, and goes on when it is started
+again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from backend.errors import CommandError
+from backend.label_studio.project import Project
+from backend.learning.collect import collect
+from backend.learning.store import Figures, KnownPhoto, Progress, ProjectStore, Version
+from backend.photos.files import read_photo, read_pixels
+from backend.photos.loader import PhotoLoader
+from backend.reporting import log_event
+from backend.settings import Settings
+from model import Detections, EngineOptions, Sam2Engine
+from model.checkpoints import BUNDLED_WEIGHTS
+from model.device import choose_placement
+from model.quality import CANDIDATE_SCORE, SWEEP, Truth, average_precision, count_corrections, fewest
+from model.training.samples import LabelledPhoto
+
+KEPT_ASIDE_SHARE = 0.2
+LEAST_KEPT_ASIDE = 4
+LEAST_LEARNED = 1
+PROMOTION_MARGIN = 0.03  # by which share corrections have to fall
+MEASUREMENTS = 4  # of a training: after each quarter of its time
+PATIENCE = 2  # measurements without a better one, after which a training ends
+LEARNING_RATE = 5e-4
+LOCK_WAIT_S = 30.0  # for a server that reads what was submitted
+
+Show = Callable[[str], None]
+
+
+class _Enough(Exception):
+    """The training has stopped getting better."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a training made. weights: its best checkpoint. before, after: of the weights at the start, and of these."""
+
+    before: Figures
+    after: Figures
+    weights: Path
+    minutes: float
+
+    @property
+    def is_better(self) -> bool:
+        """Whether it is better by more than chance and choice explain."""
+        return self.after.corrections <= (1 - PROMOTION_MARGIN) * self.before.corrections
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """The project's photos: those that are learned from, and those that never are."""
+
+    learned: tuple[KnownPhoto, ...]
+    kept_aside: tuple[KnownPhoto, ...]
+
+
+def learn(settings: Settings, project: Project, *, show: Show) -> Version | None:
+    """Reads what was submitted, trains, measures, and lets the new version serve if it is better.
+
+    settings: with STATE_DIR. Returns the new version; None where nothing was submitted since the last one. show: told
+    what goes on. Raises CommandError for too few photos and for a training that goes on already, ProjectError where
+    Label Studio cannot be asked, OSError where the disk is full.
+    """
+    store = ProjectStore.of(Path(str(settings.state_dir)), project.key)
+    if store is None:
+        raise CommandError(f"project {project.id}: expected a key such as 3.1795244969, got {project.key!r}")
+    with store.locked(wait_s=LOCK_WAIT_S):
+        store.report(Progress(stage="reading"))
+        show("reading photos and annotations")
+        photos = collect(project, PhotoLoader(settings), store)
+        split = kept_aside_of(photos, store)
+        parent, weights = serving_weights(store)
+        digest = _digest(photos, parent)
+        versions = store.versions()
+        if versions and versions[-1].learned_from == digest:
+            return None
+        show(f"learning from {len(split.learned)} photos, {len(split.kept_aside)} are kept aside to measure on")
+        run = store.run / digest[:16]
+        for other in store.run.glob("*"):
+            if other != run and other.is_dir():
+                shutil.rmtree(other, ignore_errors=True)  # of other photos: it cannot go on
+        trained = fine_tune(
+            run,
+            [LabelledPhoto(path=store.photo_path(photo.file), boxes_xyxy=photo.boxes_xyxy) for photo in split.learned],
+            weights,
+            partial(measure, settings, store, split.kept_aside),
+            max_pixels=settings.max_photo_pixels,
+            minutes=settings.learn_minutes,
+            device=settings.device,
+            show=show,
+            report=store.report,
+        )
+        version = _keep(store, split, trained, parent=parent, digest=digest)
+        shutil.rmtree(store.run, ignore_errors=True)
+        return version
+
+
+def kept_aside_of(photos: Sequence[KnownPhoto], store: ProjectStore) -> Split:
+    """The project's photos in two parts; see `keys_kept_aside`. One that is kept aside stays so. Raises CommandError
+    where too few are left to learn from."""
+    before = store.state().kept_aside
+    chosen = keys_kept_aside([photo.key for photo in photos], before)
+    aside = tuple(photo for photo in photos if photo.key in chosen)
+    learned = tuple(photo for photo in photos if photo.key not in chosen)
+    if len(aside) < LEAST_KEPT_ASIDE or len(learned) < LEAST_LEARNED:
+        raise CommandError(
+            f"expected at least {LEAST_KEPT_ASIDE + LEAST_LEARNED} submitted photos with boxes, got {len(photos)}"
+        )
+    store.change(kept_aside=tuple(sorted({*before, *chosen})))
+    return Split(learned=learned, kept_aside=aside)
+
+
+def keys_kept_aside(keys: Sequence[str], before: Collection[str] = ()) -> set[str]:
+    """Which photos are never learned from: those that were kept aside before, and of the others a fifth, at least
+    LEAST_KEPT_ASIDE in all; chosen by a hash of their names, so that they stay the same when others come."""
+    by_hash = sorted(keys, key=_share)
+    chosen = {key for key in by_hash if key in before or _share(key) < KEPT_ASIDE_SHARE}
+    others = [key for key in by_hash if key not in chosen]
+    return chosen | set(others[: max(0, LEAST_KEPT_ASIDE - len(chosen))])
+
+
+def serving_weights(store: ProjectStore) -> tuple[str, Path]:
+    """The version that serves the project, and its weights: "facings-nano" with the bundled ones where none does."""
+    serving = store.state().serving
+    for version in store.versions():
+        if version.number == serving:
+            return f"version {version.number}", store.weights(version)
+    return "facings-nano", BUNDLED_WEIGHTS
+
+
+def measure(settings: Settings, store: ProjectStore, photos: Sequence[KnownPhoto], weights: Path) -> Figures:
+    """How good the boxes of a detector are on photos with known boxes."""
+    engine = Sam2Engine(EngineOptions(checkpoint=str(weights), device=settings.device, cache_bytes=0))
+    read = partial(read_photo, max_pixels=settings.max_photo_pixels)
+    try:
+        engine.wait_ready()
+        found = [
+            engine.preannotate(read(store.photo_path(photo.file)), score_threshold=CANDIDATE_SCORE) for photo in photos
+        ]
+    finally:
+        engine.close()
+    return figures_of([photo.truth for photo in photos], found)
+
+
+def figures_of(truths: Sequence[Truth], found: Sequence[Detections]) -> Figures:
+    """Of detections with a score from CANDIDATE_SCORE on."""
+    precision, best = average_precision(truths, found), fewest(count_corrections(truths, found, SWEEP))
+    return Figures(
+        corrections=best.per_100(), ap=precision.ap, ap50=precision.ap50, score_threshold=best.score_threshold
+    )
+
+
+def fine_tune(
+    run: Path,
+    learned: Sequence[LabelledPhoto],
+    start_from: Path,
+    measure: Callable[[Path], Figures],
+    *,
+    max_pixels: int,
+    minutes: float,
+    device: str,
+    seed: int = 0,
+    show: Show,
+    report: Callable[[Progress], None],
+) -> Trained:
+    """Trains a detector on photos with known boxes; goes on where one was killed that had the same folder.
+
+    measure: figures of a checkpoint on photos kept aside. The weights that are best there are taken, of at most
+    MEASUREMENTS + 1; so their figure is a little better than it will be on other photos. show, report: as in `learn`.
+    """
+    from model.training.loop import TrainOptions, train
+    from model.training.samples import LabelledPhotos
+
+    run.mkdir(parents=True, exist_ok=True)
+    best_path = run / "best.safetensors"
+    is_unchanged = not (run / "last.pt").exists()  # the first weights that are exported are those of the start
+    measured: list[Figures] = []
+    best = 0  # its place among them
+
+    def measured_on(checkpoint: Path) -> Figures:
+        nonlocal best
+        report(Progress(stage="measuring", photos=len(learned)))
+        figures = measure(checkpoint)
+        show(f"{figures.corrections:.1f} corrections per 100 facings, AP {figures.ap:.3f}")
+        measured.append(figures)
+        if len(measured) == 1 or figures.corrections < measured[best].corrections:
+            best = len(measured) - 1
+            shutil.copyfile(checkpoint, best_path)
+        return figures
+
+    def score(checkpoint: Path) -> dict[str, float]:
+        nonlocal is_unchanged
+        figures = measured[0] if is_unchanged else measured_on(checkpoint)
+        is_unchanged = False
+        if len(measured) - 1 - best >= PATIENCE:
+            raise _Enough
+        return {"score_threshold": figures.score_threshold}
+
+    def progress(figures: Mapping[str, float]) -> None:
+        if "minutes_left" in figures:
+            report(Progress(stage="learning", photos=len(learned), minutes_left=figures["minutes_left"]))
+
+    options = TrainOptions(
+        out=run,
+        minutes=minutes,
+        start_from=start_from,
+        labelled=LabelledPhotos(photos=tuple(learned), read=partial(read_pixels, max_pixels=max_pixels)),
+        seed=seed,
+        device=str(choose_placement(device).device),
+        learning_rate=LEARNING_RATE,
+        learn_encoder=False,
+        workers=1,
+        resume=True,
+        report_every=2,
+        save_every_s=60,
+        score_every_s=60 * minutes / MEASUREMENTS,
+    )
+    started = time.monotonic()
+    measured_on(start_from)
+    try:
+        train(options, progress, score=score)
+    except _Enough:
+        show("no better any more: the training ends early")
+    return Trained(
+        before=measured[0], after=measured[best], weights=best_path, minutes=(time.monotonic() - started) / 60
+    )
+
+
+def _keep(store: ProjectStore, split: Split, trained: Trained, *, parent: str, digest: str) -> Version:
+    """Keeps the version, and lets it serve if it is better."""
+    number = store.next_number()
+    before, after = trained.before, trained.after
+    version = Version(
+        number=number,
+        parent=parent,
+        weights=f"project-{store.project_id}-v{number}.safetensors",
+        sha256=hashlib.sha256(trained.weights.read_bytes()).hexdigest(),
+        learned=len(split.learned),
+        kept_aside=len(split.kept_aside),
+        learned_from=digest,
+        minutes=round(trained.minutes, 2),
+        before=before,
+        after=after,
+        is_promoted=trained.is_better,
+        made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    store.add(version, trained.weights)
+    if version.is_promoted:
+        store.change(serving=number, score_threshold=after.score_threshold)
+    log_event(
+        logging.INFO,
+        "version_made",
+        project=store.project_id,
+        version=number,
+        corrections_before=before.corrections,
+        corrections_after=after.corrections,
+        promoted=str(version.is_promoted).lower(),
+    )
+    return version
+
+
+def roll_back(store: ProjectStore, number: int | None) -> None:
+    """Lets another version serve; None: the weights that the project began with. Raises CommandError for one that the
+    project does not have."""
+    with store.locked():
+        versions = {version.number: version for version in store.versions()}
+        if number is not None and number not in versions:
+            known = ", ".join(map(str, versions)) or "none"
+            raise CommandError(f"project {store.project_id}: expected one of its versions ({known}), got {number}")
+        threshold = None if number is None else versions[number].after.score_threshold
+        store.change(serving=number, score_threshold=threshold)
+
+
+def lowest_priority() -> None:
+    """Lets this process work only where no other wants to."""
+    os.nice(19)
+    if hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+def _digest(photos: Sequence[KnownPhoto], parent: str) -> str:
+    """Of what would be learned: the same photos with the same annotations on the same weights have the same."""
+    rows = sorted(f"{photo.key} {photo.annotation}" for photo in photos)
+    return hashlib.sha256("\n".join([parent, *rows]).encode()).hexdigest()
+
+
+def _share(key: str) -> float:
+    """A number from 0 to 1 that depends on the photo's name alone."""
+    return int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 2**32
