@@ -5,7 +5,8 @@ Knows prometheus_client and the statistics of the engine and the photo cache. Ev
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from prometheus_client import (
@@ -39,6 +40,17 @@ class CacheStats(Protocol):
     def misses(self) -> int: ...
     @property
     def bytes(self) -> int: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectFigures:
+    """What a project's detector learned. version: number of the one that serves, 0 for none of its own. corrections: per
+    100 facings with it, on photos kept aside."""
+
+    project: int
+    version: int
+    corrections: float | None
+    is_training: bool
 
 
 class PhotoCache(Protocol):
@@ -94,6 +106,10 @@ class Metrics:
     def watch(self, engine: Engine, photos: PhotoCache) -> None:
         """Adds the engine's state and queues and both caches, read at each scrape."""
         self._registry.register(_Collector(engine, photos))
+
+    def watch_projects(self, figures: Callable[[], Sequence[ProjectFigures]]) -> None:
+        """Adds what projects learned, read at each scrape."""
+        self._registry.register(_ProjectsCollector(figures))
 
     def waited(self, lane: Lane, seconds: float) -> None:
         """One call's time from the caller until the device thread took it."""
@@ -157,3 +173,28 @@ class _Collector(Collector):
         yield CounterMetricFamily("facings_photo_cache_hits", "Photos that were in the cache.", photos.hits)
         yield CounterMetricFamily("facings_photo_cache_misses", "Photos that had to be read.", photos.misses)
         yield GaugeMetricFamily("facings_photo_cache_bytes", "Size of the cached photos.", photos.bytes)
+
+
+class _ProjectsCollector(Collector):
+    def __init__(self, figures: Callable[[], Sequence[ProjectFigures]]) -> None:
+        self._figures = figures
+
+    def collect(self) -> Iterator[Metric]:
+        version = GaugeMetricFamily(
+            "facings_project_version", "The project's own version that serves it; 0: none.", labels=["project"]
+        )
+        corrections = GaugeMetricFamily(
+            "facings_project_corrections_per_100",
+            "Corrections per 100 facings with that version, on photos kept aside.",
+            labels=["project"],
+        )
+        training = GaugeMetricFamily(
+            "facings_project_training", "1 while the project's detector is trained.", labels=["project"]
+        )
+        for figures in self._figures():
+            name = [str(figures.project)]
+            version.add_metric(name, figures.version)
+            training.add_metric(name, float(figures.is_training))
+            if figures.corrections is not None:
+                corrections.add_metric(name, figures.corrections)
+        yield from (version, corrections, training)

@@ -152,6 +152,12 @@ class Settings:
         "file on a CPU, an `.engine` file on a GPU, or the folder of either. Unset: torch.",
         _encoder,
     )
+    detector: str | None = _setting(
+        None,
+        "Weights of `facings-nano`, such as fine-tuned ones, that find the facings: in place of `facings-nano`, or as "
+        "the detector whose boxes are SAM 2's prompts. Unset: the bundled ones.",
+        _file,
+    )
     proposals: str = _setting(
         "auto",
         "How pre-annotation finds candidates. `learned`: with a detector, the checkpoint's own or, for SAM 2, that of "
@@ -322,6 +328,7 @@ class Settings:
             checkpoint_config=self.checkpoint_config,
             device=self.device,
             encoder=self.encoder,
+            detector=self.detector,
             proposals=self.proposals,  # type: ignore[arg-type]  # one of three, see _proposals
             cache_bytes=self.cache_mb * MIB,
             max_device_mb=self.max_device_mb,

@@ -37,6 +37,8 @@ class EngineOptions:
     device: `auto`, `cpu`, `cuda` or `cuda:N`.
     encoder: a file that `facings export` made of this checkpoint, to encode instead of torch: an `.onnx` file on a CPU,
         an `.engine` file on a GPU, or the folder of either.
+    detector: weights of `facings-nano` that find facings in place of the checkpoint's own head, or of the one that
+        prompts it; where they take the place of the checkpoint's own, they answer prompts too.
     proposals: how `preannotate` finds boxes. `learned`: with a learned detector head. That is the checkpoint's own; a
         checkpoint without one is prompted with the boxes of the `facings-nano` detector. `grid`: with a grid of points,
         as SAM2AutomaticMaskGenerator does. `auto`: `learned`, and the grid on photos where the `facings-nano` detector
@@ -52,6 +54,7 @@ class EngineOptions:
     checkpoint_config: str | None = None
     device: str = "auto"
     encoder: str | None = None
+    detector: str | None = None
     proposals: ProposalSource = "auto"
     cache_bytes: int = 1 << 30
     max_device_mb: int = 0
@@ -136,12 +139,13 @@ def find_sources(options: EngineOptions, placement: Placement) -> Sources:
     if options.proposals != "grid":
         own = has_proposal_head(checkpoint.config)
         head = checkpoint if own else find_checkpoint(BUNDLED, config=None, has_gpu=False)
-    return Sources(
+    sources = Sources(
         checkpoint=checkpoint,
         head=head,
         encoder=find_encoder(options.encoder, placement) if options.encoder else None,
         calibrated_threshold=(calibrated_threshold(head) if head else None) or 0.0,
     )
+    return sources if options.detector is None else tuned_sources(sources, Path(options.detector))
 
 
 def tuned_sources(sources: Sources, weights: Path) -> Sources:

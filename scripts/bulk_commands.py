@@ -151,6 +151,7 @@ def preannotate_project(
     from backend.bulk.jobs import preannotate_project as run
     from backend.bulk.jobs import version_for
     from backend.bulk.outputs import check_outputs
+    from backend.learning.store import learned_settings
     from scripts import preannotate as printing
 
     if ray is None and (actors is not None or gpus is not None):
@@ -165,6 +166,7 @@ def preannotate_project(
     )
     check_outputs(report=options.report)
     with signals_as_interrupt(), open_project(settings, project, options.retry_budget) as source:
+        settings = learned_settings(settings, source.key)
         if dry_run:
             from model import version_of
 
@@ -220,6 +222,7 @@ def tighten_project(
     from backend.bulk.choice import Wanted
     from backend.bulk.outputs import check_outputs
     from backend.bulk.tighten import Source, tighten
+    from backend.learning.store import learned_settings
     from scripts import preannotate as printing
 
     chosen = one_of(Source, "--from", source)
@@ -229,7 +232,7 @@ def tighten_project(
     with (
         signals_as_interrupt(),
         open_project(settings, project, options.retry_budget) as opened,
-        open_bulk_service(settings) as service,
+        open_bulk_service(learned_settings(settings, opened.key)) as service,
         progress("tighten") as show,
     ):
         done, moved = tighten(service, opened, wanted, source=chosen, show=show)
@@ -264,6 +267,7 @@ def export_project(
     from backend.bulk.formats import Format, open_writer
     from backend.bulk.jobs import export_project as run
     from backend.bulk.outputs import check_outputs
+    from backend.learning.store import learned_settings
     from scripts import preannotate as printing
 
     if out is None:
@@ -280,7 +284,7 @@ def export_project(
     with (
         signals_as_interrupt(),
         open_project(settings, project, options.retry_budget) as source,
-        open_bulk_service(settings) as service,
+        open_bulk_service(learned_settings(settings, source.key)) as service,
         open_writer(out, chosen, config=source.label_config, model_version=service.engine.version) as writer,
         progress("export") as show,
     ):

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from backend.errors import CommandError, FacingsError, Interrupted
+from scripts import learning_commands  # noqa: F401  adds its commands to project_app
 from scripts.bulk_commands import preannotate, project_app
 from scripts.model_commands import benchmark, evaluate, export, pretrain, train
 from scripts.options import CheckpointOption, DeviceOption, read_settings

@@ -71,7 +71,7 @@ def evaluate(
         bool,
         typer.Option(
             "--learning-curve",
-            help="Instead, let the bundled detector learn from 0, 5, 10 and 20 of the photos, and measure it on others.",
+            help="Instead, let the bundled detector learn from 0, 5, 10 and 20 photos, and measure it on others.",
         ),
     ] = False,
     seeds: Annotated[int, typer.Option(min=1, help="Of --learning-curve: ways to cut the photos in two.")] = 3,

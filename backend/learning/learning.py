@@ -22,6 +22,7 @@ from backend.errors import CommandError
 from backend.label_studio.project import Project
 from backend.learning.collect import collect
 from backend.learning.store import KnownPhoto, ProjectStore
+from backend.metrics import ProjectFigures
 from backend.reporting import log_event
 from backend.service import Service
 from backend.settings import Settings
@@ -93,6 +94,15 @@ class Learning:
             with self._lock:
                 self._services[project_key] = kept
         return kept.service
+
+    def find(self, project_id: int) -> ProjectStore | None:
+        """The folder of the project with this id; None where it learned nothing."""
+        return ProjectStore.find(self._state_dir, project_id)
+
+    def figures(self) -> list[ProjectFigures]:
+        """Of all projects that learned, for the metrics."""
+        stores = [ProjectStore.of(self._state_dir, path.name) for path in (self._state_dir / "projects").glob("*")]
+        return [_figures(store) for store in stores if store is not None]
 
     def happened(self, action: str, project_id: int) -> None:
         """Takes note of what Label Studio reports. Returns at once: an annotator's saving waits for it."""
@@ -216,11 +226,24 @@ class Learning:
         return Project(url, key, project_id, retry_budget_s=RETRY_BUDGET_S)
 
 
+def _figures(store: ProjectStore) -> ProjectFigures:
+    serving = store.state().serving
+    versions = {version.number: version for version in store.versions()}
+    return ProjectFigures(
+        project=store.project_id,
+        version=serving or 0,
+        corrections=versions[serving].after.corrections if serving in versions else None,
+        is_training=store.progress() is not None,
+    )
+
+
 def learning_of(settings: Settings, service: Service) -> Learning | None:
     """Learning as the settings ask for; None without STATE_DIR, or where the engine cannot be tuned."""
     if settings.state_dir is None or not isinstance(service.engine, Sam2Engine):
         return None
-    return Learning(settings, service, service.engine)
+    learning = Learning(settings, service, service.engine)
+    service.metrics.watch_projects(learning.figures)
+    return learning
 
 
 def _in_one_line(work: Callable[[int], None], project_id: int) -> None:

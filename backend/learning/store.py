@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from backend.errors import CommandError
+from backend.settings import Settings
 from model.quality import Truth
 from model.types import FloatArray
 
@@ -148,6 +149,11 @@ class ProjectStore:
         newest = max(folders, key=lambda path: int(path.name.partition("-")[2]), default=None)
         return None if newest is None else cls(newest, project_id)
 
+    @property
+    def key(self) -> str:
+        """As Label Studio names the project."""
+        return self.folder.name.replace("-", ".")
+
     def state(self) -> State:
         """What serves, and what is kept aside."""
         content = _read(self.folder / "state.json")
@@ -262,6 +268,20 @@ class ProjectStore:
         except OSError:
             return True
         return False
+
+
+def learned_settings(settings: Settings, project_key: str) -> Settings:
+    """The settings with the detector and the threshold that serve the project, where it learned any. A run that begins
+    with them keeps them, whatever is learned meanwhile. score_threshold: one that was given stays."""
+    store = ProjectStore.of(Path(settings.state_dir), project_key) if settings.state_dir is not None else None
+    if store is None:
+        return settings
+    state, detector = store.state(), settings.detector
+    for version in store.versions():
+        if version.number == state.serving:
+            detector = str(store.weights(version))
+    given = settings.score_threshold
+    return replace(settings, detector=detector, score_threshold=state.score_threshold if given is None else given)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from cachetools import LRUCache
 from flask import Flask, Response, g, request
+from werkzeug.exceptions import NotFound
 
 from backend.errors import LabelConfigError, RequestError
 from backend.label_studio.label_config import LabelConfig, parse_label_config
@@ -34,6 +35,7 @@ from backend.transports.annotator import FacingsAnnotator, annotator_class
 from backend.transports.credentials import check_credentials
 from backend.transports.fields import field, json_type, read_object
 from backend.transports.http import json_response, read_body, refusal
+from backend.transports.project_page import project_page
 from model import Engine
 
 # Setups kept. The one that was not used for the longest time goes first, and comes back with its project's next page
@@ -91,6 +93,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     app.add_url_rule("/versions", view_func=backend.versions)
     app.add_url_rule("/webhook", view_func=backend.webhook, methods=["POST"])
     app.add_url_rule("/metrics", view_func=backend.metrics)
+    app.add_url_rule("/projects/<int:project_id>", view_func=backend.project)
     app.before_request(backend.begin)
     app.after_request(backend.end)
     app.register_error_handler(Exception, backend.refuse)
@@ -205,6 +208,15 @@ class _Backend:
         if self._learning is not None and isinstance(project_id, int) and project_id > 0:
             self._learning.happened(action, project_id)
         return json_response({"status": "ok"})
+
+    def project(self, project_id: int) -> Response:
+        """For people: what the project's annotators correct, and what its detector learned."""
+        store = None if self._learning is None else self._learning.find(project_id)
+        if store is None or self._learning is None:
+            raise NotFound
+        version = self._learning.service_of(store.key).engine.version
+        page = project_page(store, learn_every=self._settings.learn_every, engine_version=version)
+        return Response(page, content_type="text/html; charset=utf-8")
 
     def metrics(self) -> Response:
         """For Prometheus."""
