@@ -44,8 +44,8 @@ class CacheStats(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectFigures:
-    """What a project's detector learned. version: number of the one that serves, 0 for none of its own. corrections: per
-    100 facings with it, on photos kept aside."""
+    """What a project's detector learned. version: number of the one that serves, 0 for none of its own. corrections:
+    per 100 facings with it, on photos kept aside."""
 
     project: int
     version: int

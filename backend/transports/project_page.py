@@ -27,7 +27,8 @@ def project_page(store: ProjectStore, *, learn_every: int, engine_version: str) 
     photos, versions, state = store.photos(), store.versions(), store.state()
     project = store.project_id
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Project {project} - Facings</title><style>{STYLE}</style></head><body>
+<html lang="en"><head><meta charset="utf-8"><title>Project {project} - Facings</title><style>{STYLE}</style></head>
+<body>
 <h1>Project {project}</h1>
 <p>Boxes come from <code>{escape(engine_version)}</code>{_threshold(state)}.</p>
 <h2>What annotators correct</h2>
@@ -88,14 +89,16 @@ def _plot(photos: Sequence[KnownPhoto]) -> str:
         for value in (0.0, top / 2, top)
     )
     base = height - MARGIN
-    return f"""<p>The last {min(AVERAGED, len(counted))} photos needed <b>{means[-1]:.0f} corrections per 100 facings</b>:
-boxes to add, to delete, or to drag. Each dot is a photo, the line the mean of {AVERAGED}.</p>
+    first, last = (escape(photo.submitted_at[:10]) for photo in (counted[0], counted[-1]))
+    return f"""<p>The last {min(AVERAGED, len(counted))} photos needed
+<b>{means[-1]:.0f} corrections per 100 facings</b>: boxes to add, to delete, or to drag. Each dot is a photo, the line
+the mean of {AVERAGED}.</p>
 <svg viewBox="0 0 {width} {height}" role="img" aria-label="Corrections per 100 facings over time">
 <line class="axis" x1="{MARGIN}" y1="{base}" x2="{width - MARGIN}" y2="{base}"/>
 <line class="axis" x1="{MARGIN}" y1="{MARGIN}" x2="{MARGIN}" y2="{base}"/>{marks}{dots}
 <polyline class="line" points="{line}"/>
-<text class="label" x="{MARGIN}" y="{height - 12}">{escape(counted[0].submitted_at[:10])}</text>
-<text class="label" x="{width - MARGIN}" y="{height - 12}" text-anchor="end">{escape(counted[-1].submitted_at[:10])}</text>
+<text class="label" x="{MARGIN}" y="{height - 12}">{first}</text>
+<text class="label" x="{width - MARGIN}" y="{height - 12}" text-anchor="end">{last}</text>
 </svg>"""
 
 
