@@ -34,6 +34,7 @@ from model.refine import Refiner, RefineRequest
 from model.sam2_module import has_proposal_head
 from model.scheduler import Scheduler
 from model.stages import UNOBSERVED, Observer
+from model.triton_encoder import TritonModel
 from model.types import Detections, EngineError, EngineStats, FloatArray, Lane, NotReady, Photo, Prompt, State
 
 log = logging.getLogger(__name__)
@@ -48,8 +49,9 @@ class EngineOptions:
     """checkpoint: `auto`, a name of model.checkpoints, or the path of a `.pt` or `.safetensors` file.
     checkpoint_config: network config of a path, when it does not follow from the file's name.
     device: `auto`, `cpu`, `cuda` or `cuda:N`.
-    encoder: a file that `facings export` made of this checkpoint, to encode instead of torch: an `.onnx` file on a CPU,
-        an `.engine` file on a GPU, or the folder of either.
+    encoder: what `facings export` made of this checkpoint, to encode instead of torch: an `.onnx` file on a CPU, an
+        `.engine` file on a GPU, or the folder of either; or the address of a model on a Triton server,
+        `triton://host:port/model`, `tritons://` with TLS.
     proposals: how `preannotate` finds boxes. `learned`: with a learned detector head. That is the checkpoint's own; a
         checkpoint without one is prompted with the boxes of the `facings-nano` detector. `grid`: with a grid of points,
         as SAM2AutomaticMaskGenerator does. `auto`: `learned`, and the grid on photos where the `facings-nano` detector
@@ -100,7 +102,7 @@ class _Sources:
 
     checkpoint: Checkpoint
     head: Checkpoint | None
-    encoder: EncoderFile | None
+    encoder: EncoderFile | TritonModel | None
     calibrated_threshold: float
 
     def version(self, options: EngineOptions) -> str:
@@ -284,7 +286,7 @@ class Sam2Engine:
                 self.version,
                 placement.device,
                 placement.reason,
-                self._sources.encoder.path if self._sources.encoder else "torch",
+                self._sources.encoder or "torch",
                 time.monotonic() - began,
             )
         finally:
@@ -300,7 +302,7 @@ def version_of(options: EngineOptions) -> str:
 
 
 def _find_sources(options: EngineOptions, placement: Placement) -> _Sources:
-    """Raises CheckpointError."""
+    """Raises EngineError."""
     has_gpu = placement.device.type == "cuda"
     checkpoint = find_checkpoint(options.checkpoint, config=options.checkpoint_config, has_gpu=has_gpu)
     head = None
