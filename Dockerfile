@@ -1,7 +1,7 @@
 # The backend alone. docker-compose.yml puts a Label Studio next to it.
 FROM python:3.11-slim AS build
 RUN pip install --no-cache-dir "uv>=0.9,<1"
-ENV EXTRAS="--extra grpc --extra brokers --extra mongodb --extra watch --extra stores --extra text"
+ENV EXTRAS="--extra grpc --extra brokers --extra mongodb --extra watch --extra stores --extra text --extra triton"
 ENV UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_PYTHON_DOWNLOADS=never
 WORKDIR /app
 # The dependencies first: they change seldom and weigh gigabytes.

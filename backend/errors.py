@@ -17,7 +17,7 @@ FacingsError                internal           no   unforeseen; the server's log
 │   ├── PhotoTooLarge       photo_too_large    no   more bytes or pixels than the limits
 │   └── PhotoDecodeError    photo_decode       no   the bytes are not a photo that can be decoded
 └── EngineFailure           engine             no   the engine raised
-    ├── EngineNotReady      not_ready          yes  it is still loading, or has failed to load
+    ├── EngineNotReady      not_ready          yes  it is loading, failed to load, or its encoder's server is away
     └── EngineDeadline      deadline           yes  the deadline passed before the answer was there
 
 Inside the backend, a deadline that passes is the model's DeadlineExceeded and an engine that is not ready its NotReady.
@@ -131,7 +131,7 @@ class EngineFailure(FacingsError):
 
 
 class EngineNotReady(EngineFailure):
-    """The engine is still loading, or has failed to load."""
+    """The engine is still loading, has failed to load, or its encoder's server is away."""
 
     kind = "not_ready"
     retryable = True

@@ -104,9 +104,13 @@ def _file(text: str) -> str:
 
 
 def _encoder(text: str) -> str:
+    if "://" in text:
+        if not _is_triton_address(text):
+            raise _Wrong("triton://host:port/model, or tritons:// with TLS")
+        return text
     path = Path(text)
     if not path.is_dir() and not (path.is_file() and path.suffix in (".onnx", ".engine")):
-        raise _Wrong("an existing folder, .onnx or .engine file that facings export wrote")
+        raise _Wrong("an existing folder, .onnx or .engine file that facings export wrote, or triton://host:port/model")
     return text
 
 
@@ -115,6 +119,12 @@ def _object_stores(text: str) -> tuple[str, ...]:
     if not all(re.match(r"(s3|gs|azure|azure-blob)://", prefix) for prefix in prefixes):
         raise _Wrong("addresses that begin with s3://, gs:// or azure://, with commas between them")
     return prefixes
+
+
+def _is_triton_address(text: str) -> bool:
+    """The engine judges it as well, but only when it loads; to import it here would take seconds."""
+    found = re.fullmatch(r"tritons?://(?:[\w.-]+|\[[\da-fA-F:.]+\]):(\d{1,5})/[\w.-]+", text, re.ASCII)
+    return found is not None and 1 <= int(found[1]) <= 65_535
 
 
 def _secret(text: str) -> str:
@@ -149,7 +159,8 @@ class Settings:
     encoder: str | None = _setting(
         None,
         "The exported encoder of this checkpoint that runs instead of torch, as `facings export` wrote it: an `.onnx` "
-        "file on a CPU, an `.engine` file on a GPU, or the folder of either. Unset: torch.",
+        "file on a CPU, an `.engine` file on a GPU, or the folder of either. `triton://host:port/model`: on a Triton "
+        "server; needs the extra `triton`; `tritons://` with TLS. Unset: torch.",
         _encoder,
     )
     detector: str | None = _setting(

@@ -1,8 +1,9 @@
 """Where a tile's features come from: the interface of an encoder, and the contract of those exported to files.
 
 Knows tensors, the names of inputs and outputs, and the metadata of an exported file. Knows nothing of tiles or prompts,
-of how such files are found and opened (model.exported_encoders) or made (model.export). An exported encoder belongs to
-one checkpoint: the decoder stays in torch and takes only what its own encoder makes.
+of how such files are made (model.export), found and opened (model.exported_encoders) or served elsewhere
+(model.triton_encoder). An exported encoder belongs to one checkpoint: the decoder stays in torch and takes only what
+its own encoder makes.
 """
 
 from __future__ import annotations
@@ -63,24 +64,36 @@ class ExportCard:
         return asdict(self)
 
     @classmethod
-    def read(cls, strings: Mapping[str, str], path: Path) -> ExportCard:
-        """Raises CheckpointError when `facings export` did not write the file at `path`."""
+    def read(cls, strings: Mapping[str, str], source: Path | str) -> ExportCard:
+        """Raises CheckpointError when `facings export` did not write what is at `source`, a path or an address."""
         try:
             return cls(**{field.name: strings[field.name] for field in fields(cls)})
         except KeyError as missing:
             raise CheckpointError(
-                f"encoder {str(path)!r}: expected a file that facings export wrote, got one without {missing.args[0]!r}"
+                f"encoder {str(source)!r}: expected one that facings export wrote, got one without {missing.args[0]!r}"
             ) from None
 
-    def check(self, path: Path, checkpoint: Checkpoint) -> None:
+    def check(self, source: Path | str, checkpoint: Checkpoint) -> None:
         """Raises CheckpointError unless this is an encoder of exactly this checkpoint."""
         if self.part != "encoder":
-            raise CheckpointError(f"encoder {str(path)!r}: expected an encoder, got a {self.part}")
+            raise CheckpointError(f"encoder {str(source)!r}: expected an encoder, got a {self.part}")
         if self.weights_sha256 != checkpoint.digest:
             raise CheckpointError(
-                f"encoder {str(path)!r}: it was exported from {self.checkpoint}, the checkpoint is"
+                f"encoder {str(source)!r}: it was exported from {self.checkpoint}, the checkpoint is"
                 f" {checkpoint.version}; export it again, or choose that checkpoint"
             )
+
+
+def output_shapes(size: int, width: int, *, has_head: bool) -> dict[str, tuple[int, ...]]:
+    """The shape of each output for one image, by name and in order. size: of the input, S. width: of the embedding, C.
+    has_head: whether the checkpoint has a proposal head."""
+    sides = [size // stride for stride in (16, 4, 8)]
+    shapes: dict[str, tuple[int, ...]] = {
+        name: (width // part, side, side) for name, part, side in zip(FEATURE_OUTPUTS, (1, 8, 4), sides, strict=True)
+    }
+    if has_head:
+        shapes |= dict(zip(HEAD_OUTPUTS, ((sides[1], sides[1]), (4, sides[1], sides[1])), strict=True))
+    return shapes
 
 
 def encoded(outputs: Mapping[str, torch.Tensor]) -> Encoded:

@@ -267,7 +267,7 @@ class Sam2Engine:
                 self.version,
                 placement.device,
                 placement.reason,
-                self._sources.encoder.path if self._sources.encoder else "torch",
+                self._sources.encoder or "torch",
                 time.monotonic() - began,
             )
         finally:

@@ -41,7 +41,7 @@ from torch import nn
 
 from model.checkpoints import Checkpoint
 from model.decoder import MaskDecoder, tile_cells
-from model.encoder import ENCODER_INPUT, FEATURE_OUTPUTS, HEAD_OUTPUTS, ExportCard
+from model.encoder import ENCODER_INPUT, FEATURE_OUTPUTS, ExportCard, output_shapes
 from model.exported_encoders import onnx_session
 from model.network import PIXEL_DEVIATION, PIXEL_MEAN
 from model.sam2_module import FacingsModule
@@ -99,9 +99,9 @@ class DecoderGraph(nn.Module):
 def write_encoder(module: FacingsModule, checkpoint: Checkpoint, path: Path, precision: Precision) -> ExportCard:
     """Writes encoder.onnx of the loaded checkpoint, and returns its card. Raises ExportError."""
     size = int(module.sam.image_size)
-    outputs = FEATURE_OUTPUTS if module.proposal_head is None else FEATURE_OUTPUTS + HEAD_OUTPUTS
     tiles = torch.export.Dim("tiles", min=2)  # 1 would become a constant; the file takes one tile all the same
-    model = _traced(EncoderGraph(module), (torch.zeros(2, 3, size, size),), [ENCODER_INPUT], outputs, ({0: tiles},))
+    example, outputs = torch.zeros(2, 3, size, size), list(encoder_shapes(module))
+    model = _traced(EncoderGraph(module), (example,), [ENCODER_INPUT], outputs, ({0: tiles},))
     if precision == "fp16":
         matmuls_to_float16(model)
     card = _card("encoder", module, checkpoint, precision)
@@ -202,6 +202,12 @@ def decoder_differences(module: FacingsModule, path: Path, inputs: Sequence[torc
     return _differences(DecoderGraph(module), path, inputs)
 
 
+def encoder_shapes(module: FacingsModule) -> dict[str, tuple[int, ...]]:
+    """The shape of each of the encoder's outputs for one image, by name and in order."""
+    width = int(module.sam.sam_mask_decoder.transformer_dim)
+    return output_shapes(int(module.sam.image_size), width, has_head=module.proposal_head is not None)
+
+
 def example_prompts(cells: int, *, prompts: int, points: int) -> tuple[torch.Tensor, ...]:
     """Prompts as the decoder takes them, always the same ones: foreground and background, every other one with a mask.
     cells: of a mask's side."""
@@ -232,12 +238,9 @@ def _differences(graph: nn.Module, path: Path, inputs: Sequence[torch.Tensor]) -
 
 def _no_features(module: FacingsModule) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Features of one image, of the right shapes and all zero."""
-    width, side = int(module.sam.sam_mask_decoder.transformer_dim), int(module.sam.image_size) // 16
-    return (
-        torch.zeros(1, width, side, side),
-        torch.zeros(1, width // 8, 4 * side, 4 * side),
-        torch.zeros(1, width // 4, 2 * side, 2 * side),
-    )
+    shapes = encoder_shapes(module)
+    embedding, finest, middle = (torch.zeros(1, *shapes[name]) for name in FEATURE_OUTPUTS)
+    return embedding, finest, middle
 
 
 def _traced(

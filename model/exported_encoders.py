@@ -1,6 +1,7 @@
-"""Finds and opens the encoders that `facings export` wrote to files.
+"""Finds and opens the encoders that `facings export` wrote: as files, or as models of a Triton server.
 
-Knows such files, ONNX Runtime, and which of them suits a device; TensorRT is model.tensorrt_encoder's.
+Knows such files, ONNX Runtime, and which of them suits a device; TensorRT is model.tensorrt_encoder's, and Triton is
+model.triton_encoder's.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from model.checkpoints import Checkpoint
 from model.device import Placement
 from model.encoder import ENCODER_INPUT, Encoded, Encoder, ExportCard, encoded
 from model.tensorrt_encoder import TensorRTEncoder
+from model.triton_encoder import SCHEMES, TritonEncoder, TritonModel, find_model
 from model.types import CheckpointError
 
 
@@ -26,15 +28,25 @@ class EncoderFile:
     path: Path
     digest: str
 
+    def __str__(self) -> str:
+        return str(self.path)
 
-def find_encoder(requested: str, placement: Placement) -> EncoderFile:
-    """The file at `requested`, or in the folder there the one that suits the device. Raises CheckpointError."""
+
+def find_encoder(requested: str, placement: Placement) -> EncoderFile | TritonModel:
+    """The file at `requested`, or in the folder there the one that suits the device; or the model at an address.
+
+    Raises CheckpointError; of an address also what `find_model` raises.
+    """
+    if requested.partition("://")[0] in SCHEMES:
+        return find_model(requested)
     path = Path(requested)
     suffix = ".onnx" if placement.device.type == "cpu" else ".engine"
     if path.is_dir():
         path = path / f"encoder{suffix}"
     if path.suffix not in (".onnx", ".engine"):
-        raise CheckpointError(f"encoder: expected a folder, an .onnx or an .engine file, got {requested!r}")
+        raise CheckpointError(
+            f"encoder: expected a folder, an .onnx or an .engine file, or triton://…, got {requested!r}"
+        )
     if not path.is_file():
         raise CheckpointError(f"encoder: no file at {str(path)!r}")
     if path.suffix != suffix:
@@ -49,11 +61,13 @@ def find_encoder(requested: str, placement: Placement) -> EncoderFile:
         raise CheckpointError(f"encoder {str(path)!r}: cannot be read: {error.strerror}") from error
 
 
-def open_encoder(file: EncoderFile, checkpoint: Checkpoint, placement: Placement) -> Encoder:
-    """The file's encoder, loaded. Raises CheckpointError when that fails, or it belongs to another checkpoint."""
-    if file.path.suffix == ".onnx":
-        return OnnxEncoder(file.path, checkpoint)
-    return TensorRTEncoder(file.path, checkpoint, placement.device)
+def open_encoder(found: EncoderFile | TritonModel, checkpoint: Checkpoint, placement: Placement) -> Encoder:
+    """The encoder, loaded. Raises CheckpointError when that fails, or it belongs to another checkpoint."""
+    if isinstance(found, TritonModel):
+        return TritonEncoder(found, checkpoint, placement.device)
+    if found.path.suffix == ".onnx":
+        return OnnxEncoder(found.path, checkpoint)
+    return TensorRTEncoder(found.path, checkpoint, placement.device)
 
 
 class OnnxEncoder:

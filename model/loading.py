@@ -23,6 +23,7 @@ from model.network import Network
 from model.refine import Refiner, RefineRequest
 from model.sam2_module import has_proposal_head
 from model.stages import Observer
+from model.triton_encoder import TritonModel
 from model.types import CheckpointError, Photo, Prompt
 
 KNOWN_PHOTOS = 500  # pre-annotated photos whose boxes clicks may use; 20 kB each at most
@@ -35,8 +36,9 @@ class EngineOptions:
     """checkpoint: `auto`, a name of model.checkpoints, or the path of a `.pt` or `.safetensors` file.
     checkpoint_config: network config of a path, when it does not follow from the file's name.
     device: `auto`, `cpu`, `cuda` or `cuda:N`.
-    encoder: a file that `facings export` made of this checkpoint, to encode instead of torch: an `.onnx` file on a CPU,
-        an `.engine` file on a GPU, or the folder of either.
+    encoder: what `facings export` made of this checkpoint, to encode instead of torch: an `.onnx` file on a CPU, an
+        `.engine` file on a GPU, or the folder of either; or the address of a model on a Triton server,
+        `triton://host:port/model`, `tritons://` with TLS.
     detector: weights of `facings-nano` that find facings in place of the checkpoint's own head, or of the one that
         prompts it; where they take the place of the checkpoint's own, they answer prompts too.
     proposals: how `preannotate` finds boxes. `learned`: with a learned detector head. That is the checkpoint's own; a
@@ -90,7 +92,7 @@ class Sources:
 
     checkpoint: Checkpoint
     head: Checkpoint | None
-    encoder: EncoderFile | None
+    encoder: EncoderFile | TritonModel | None
     calibrated_threshold: float
 
     @property
@@ -132,7 +134,7 @@ def version_of(options: EngineOptions) -> str:
 
 
 def find_sources(options: EngineOptions, placement: Placement) -> Sources:
-    """Raises CheckpointError."""
+    """Raises EngineError."""
     has_gpu = placement.device.type == "cuda"
     checkpoint = find_checkpoint(options.checkpoint, config=options.checkpoint_config, has_gpu=has_gpu)
     head = None

@@ -29,8 +29,9 @@ class EngineError(Exception):
     ├── CheckpointError    the weights are unavailable, unreadable or do not fit their network
     ├── DeviceError        there is no such device
     ├── DeviceMemoryError  out of device memory even for a batch of one
+    ├── EncoderError       the server that encodes answered with an error, or with something else than features
     ├── ExportError        an export cannot be made or written
-    ├── NotReady           the engine is still loading, or has failed to load
+    ├── NotReady           the engine is still loading, has failed to load, or the server that encodes is away
     └── DeadlineExceeded   the caller's deadline passed before the answer was there
     """
 
@@ -47,12 +48,16 @@ class DeviceMemoryError(EngineError):
     """Out of device memory even for a batch of one."""
 
 
+class EncoderError(EngineError):
+    """The server that encodes answered with an error, or with something else than features."""
+
+
 class ExportError(EngineError):
     """An export cannot be made or written."""
 
 
 class NotReady(EngineError):
-    """The engine is still loading, or has failed to load."""
+    """The engine is still loading, has failed to load, or the server that encodes is away."""
 
 
 class DeadlineExceeded(EngineError):

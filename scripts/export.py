@@ -1,7 +1,7 @@
 """`facings export`: writes the files, compares them with torch, builds a TensorRT engine where there is TensorRT.
 
-Knows model.export and model.tensorrt_encoder, and the shelf renderer for something to compare on. Writing returns
-values; printing is apart.
+Knows model.export, model.tensorrt_encoder and model.triton_encoder, and the shelf renderer for something to compare on.
+Writing returns values; printing is apart.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from model import tensorrt_encoder
+from backend.errors import extra_needed
+from model import tensorrt_encoder, triton_encoder
 from model.checkpoints import find_checkpoint
 from model.device import has_gpu
 from model.export import (
@@ -23,6 +24,7 @@ from model.export import (
     Precision,
     decoder_differences,
     encoder_differences,
+    encoder_shapes,
     example_prompts,
     write_decoder,
     write_encoder,
@@ -38,7 +40,8 @@ COMPARED_PROMPTS = (1, 5)
 class Exported:
     """What was written, and how far ONNX Runtime is from torch in float32: None where it is not installed.
 
-    no_engine: why there is no TensorRT engine, or None when there is one.
+    no_engine: why there is no TensorRT engine, or None when there is one. triton: the name of the model that was
+    written for a Triton server, or None.
     """
 
     checkpoint: str
@@ -47,28 +50,46 @@ class Exported:
     encoder: list[Difference] | None
     decoder: list[Difference] | None
     no_engine: str | None
+    triton: str | None
 
 
-def export(checkpoint: str, config: str | None, out: Path, *, precision: Precision | None, most_tiles: int) -> Exported:
+def export(
+    checkpoint: str,
+    config: str | None,
+    out: Path,
+    *,
+    precision: Precision | None,
+    most_tiles: int,
+    triton: Path | None = None,
+) -> Exported:
     """Writes encoder.onnx, decoder.onnx and, with TensorRT and a GPU, encoder.engine into the folder `out`.
 
-    precision: of the encoder; None is fp16 where an engine is built and fp32 elsewhere. most_tiles: of the engine.
-    Raises EngineError or OSError.
+    precision: of the encoder; None is fp16 where an engine is built and fp32 elsewhere. most_tiles: of the engine, and
+    of a batch in Triton. triton: folder of a model repository that gets the encoder too, as the engine where there is
+    one. Raises CommandError, EngineError or OSError.
     """
+    if triton is not None:
+        with extra_needed("triton", "--triton"):
+            import tritonclient.grpc  # noqa: F401
     no_engine = _why_no_engine()
     precision = precision or ("fp32" if no_engine else "fp16")
     found = find_checkpoint(checkpoint, config=config, has_gpu=has_gpu())
-    out.mkdir(exist_ok=True)
+    for folder in filter(None, (out, triton)):
+        folder.mkdir(exist_ok=True)
     encoder, decoder, engine = out / "encoder.onnx", out / "decoder.onnx", out / "encoder.engine"
     module = load_module(found)
     card = write_encoder(module, found, encoder, precision)
     write_decoder(module, found, decoder)
     files = [encoder, decoder]
     of_encoder, of_decoder = _compared(module, encoder, decoder) if find_spec("onnxruntime") else (None, None)
+    shapes = encoder_shapes(module)
     del module
     if no_engine is None:
         tensorrt_encoder.build_engine(encoder, engine, card, most_tiles=most_tiles)
         files.append(engine)
+    if triton is not None:
+        served = encoder if no_engine else engine
+        files += triton_encoder.write_model(triton, served, card, shapes, most_tiles=most_tiles)
     return Exported(
         checkpoint=found.version,
         precision=precision,
@@ -76,6 +97,7 @@ def export(checkpoint: str, config: str | None, out: Path, *, precision: Precisi
         encoder=of_encoder,
         decoder=of_decoder,
         no_engine=no_engine,
+        triton=triton_encoder.model_name(card) if triton is not None else None,
     )
 
 
@@ -113,6 +135,8 @@ def print_report(exported: Exported) -> None:
         print("not compared with torch: ONNX Runtime is not installed")
     if exported.no_engine:
         print(f"no TensorRT engine: {exported.no_engine}")
+    if exported.triton:
+        print(f"with this model on a Triton server: ENCODER=triton://host:8001/{exported.triton}")
     print(json.dumps(summary(exported)))
 
 

@@ -297,17 +297,26 @@ def export(
             show_default=False,
         ),
     ] = None,
-    most_tiles: Annotated[int, typer.Option(min=1, help="Largest batch of a TensorRT engine.")] = 16,
+    most_tiles: Annotated[
+        int, typer.Option(min=1, help="Largest batch of a TensorRT engine, and of a model for Triton.")
+    ] = 16,
+    triton: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a Triton server's model repository, to write the encoder into it too.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Write the encoder and the decoder as ONNX files, and a TensorRT engine where TensorRT is installed.
 
     The files are compared with torch on ONNX Runtime where that is installed. The last line is JSON. ENCODER makes the
-    engine use the encoder; docs/export.md describes their inputs and outputs.
+    engine use the encoder; docs/export.md describes their inputs and outputs, and docs/triton.md a Triton server.
 
     \b
     Examples:
       facings export --out exported
       facings export --out exported --checkpoint sam2.1_hiera_large --precision fp16
+      facings export --out exported --triton models
       ENCODER=exported facings serve
     """
     if precision not in (None, "fp32", "fp16"):
@@ -322,6 +331,7 @@ def export(
         out,
         precision=precision,  # type: ignore[arg-type]
         most_tiles=most_tiles,
+        triton=triton,
     )
     command.print_report(exported)
 

@@ -39,7 +39,9 @@ PAGES = [README, *sorted(DOCS.rglob("*.md")), *sorted(ROOT.glob("model/**/*.md")
 COMMANDS = generate_docs.commands()
 GROUPS = {name.rpartition(" ")[0] for name in COMMANDS} - {""}
 SETTING_NAMES = {setting.name for setting in SETTINGS}
-OTHER_PROGRAMS = {".", "curl", "docker", "echo", "export", "grpcurl", "hf", "printf", "redis-cli", "unzip", "uv"}
+OTHER_PROGRAMS = {
+    *(".", "curl", "docker", "echo", "export", "grpcurl", "hf", "printf", "redis-cli", "tritonserver", "unzip", "uv")
+}
 README_LINES = 200
 
 

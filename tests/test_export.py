@@ -349,7 +349,7 @@ def test_what_is_no_encoder_is_refused(nano: Case, tmp_path: Path) -> None:
     onnx.save(proto, foreign)
     broken.write_bytes(nano.encoder.read_bytes()[:1000])
     assert "expected an encoder, got a decoder" in refusal(nano.decoder, nano.checkpoint)
-    assert "expected a file that facings export wrote" in refusal(foreign, nano.checkpoint)
+    assert "expected one that facings export wrote" in refusal(foreign, nano.checkpoint)
     assert "ONNX Runtime cannot load it" in refusal(broken, nano.checkpoint)
     assert "no file at" in refusal(tmp_path, nano.checkpoint)
     assert "no file at" in refusal("none.onnx", nano.checkpoint)

@@ -29,6 +29,7 @@ def test_these_are_the_public_names() -> None:
         "Detections",
         "DeviceError",
         "DeviceMemoryError",
+        "EncoderError",
         "Engine",
         "EngineError",
         "EngineOptions",

@@ -106,7 +106,28 @@ def test_texts_become_values(name: str, text: str, value: object) -> None:
             "ENCODER",
             "/no/such.onnx",
             "ENCODER: expected an existing folder, .onnx or .engine file that facings export wrote, "
-            "got '/no/such.onnx'",
+            "or triton://host:port/model, got '/no/such.onnx'",
+        ),
+        *(
+            ("ENCODER", text, f"ENCODER: expected triton://host:port/model, or tritons:// with TLS, got {text!r}")
+            for text in (
+                "triton://",
+                "triton://gpu:8001",
+                "triton://gpu:8001/",
+                "triton://gpu/model",
+                "triton://gpu:0/model",
+                "triton://gpu:65536/model",
+                "triton://gpu:http/model",
+                "triton://:8001/model",
+                "triton://gpu:8001/model/1",
+                "triton://gpu:8001/model?a=b",
+                "http://gpu:8000/model",
+            )
+        ),
+        (
+            "ENCODER",
+            "triton://me:secret@gpu:8001/model",
+            "ENCODER: expected triton://host:port/model, or tritons:// with TLS, got something else",
         ),
         ("LOG_LEVEL", "loud", "LOG_LEVEL: expected debug, info, warning or error, got 'loud'"),
     ],
