@@ -27,9 +27,10 @@ from backend.photos.loader import PhotoLoader
 from backend.reporting import log_event
 from backend.settings import Settings
 from model import Detections, EngineOptions, Sam2Engine
-from model.checkpoints import BUNDLED_WEIGHTS
+from model.checkpoints import BUNDLED, BUNDLED_WEIGHTS, find_checkpoint
 from model.device import choose_placement
 from model.quality import CANDIDATE_SCORE, SWEEP, Truth, average_precision, count_corrections, fewest
+from model.sam2_module import has_proposal_head
 from model.training.samples import LabelledPhoto
 
 KEPT_ASIDE_SHARE = 0.2
@@ -86,7 +87,7 @@ def learn(settings: Settings, project: Project, *, show: Show) -> Version | None
         show("reading photos and annotations")
         photos = collect(project, PhotoLoader(settings), store)
         split = kept_aside_of(photos, store)
-        parent, weights = serving_weights(store)
+        parent, weights = serving_weights(settings, store)
         digest = _digest(photos, parent)
         versions = store.versions()
         if versions and versions[-1].learned_from == digest:
@@ -136,13 +137,18 @@ def keys_kept_aside(keys: Sequence[str], before: Collection[str] = ()) -> set[st
     return chosen | set(others[: max(0, LEAST_KEPT_ASIDE - len(chosen))])
 
 
-def serving_weights(store: ProjectStore) -> tuple[str, Path]:
-    """The version that serves the project, and its weights: "facings-nano" with the bundled ones where none does."""
+def serving_weights(settings: Settings, store: ProjectStore) -> tuple[str, Path]:
+    """What serves the project, and its weights: a version of its own, else the detector of the settings."""
     serving = store.state().serving
     for version in store.versions():
         if version.number == serving:
             return f"version {version.number}", store.weights(version)
-    return "facings-nano", BUNDLED_WEIGHTS
+    if settings.detector is not None:
+        return Path(settings.detector).stem, Path(settings.detector)
+    own = Path(settings.checkpoint)
+    if own.suffix == ".safetensors" and has_proposal_head(find_checkpoint(str(own), config=None, has_gpu=False).config):
+        return own.stem, own
+    return BUNDLED, BUNDLED_WEIGHTS
 
 
 def measure(settings: Settings, store: ProjectStore, photos: Sequence[KnownPhoto], weights: Path) -> Figures:

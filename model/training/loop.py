@@ -43,6 +43,7 @@ MAX_GRADIENT_NORM = 5.0
 SECOND_ROUND_SHARE = 0.25  # of the steps
 FROZEN_STAGES = 3  # of the trunk's encoder: all up to stride 8
 ENCODER_RATE = 0.2  # of the learning rate, for what is not frozen of the encoder
+LONGEST_MEMORY = 0.998  # decay of the averaged weights at a step
 WARM_UP_SHARE = 0.03  # of the run, in which the learning rate rises to its height
 Report = dict[str, float]
 
@@ -252,6 +253,15 @@ def initialise_decoder(module: FacingsModule) -> None:
 WEIGHTS_OF_LOSSES = {"centre": 1.0, "box": 2.0, "quality": 0.5, "mask": 1.0, "iou": 0.5, "second": 1.0}
 
 
+def moving_average(averaged: Any, current: Any, steps: Any) -> None:
+    """The exponential moving average of weights: over the last tenth of the steps, of a long run over the last 500.
+
+    With the long run's memory alone, a run of a hundred steps would end with the weights that it began with.
+    """
+    decay = min(LONGEST_MEMORY, (1 + int(steps)) / (10 + int(steps)))
+    get_ema_multi_avg_fn(decay)(averaged, current, steps)  # type: ignore[no-untyped-call]
+
+
 class _Run:
     """What changes while a run goes on, and its folder: `last.pt` to resume from, `log.jsonl`, the checkpoint."""
 
@@ -263,7 +273,6 @@ class _Run:
             initialise_decoder(self.module)
         else:
             load_weights(self.module, read_weights(options.start_from), options.start_from.name)
-        moving_average = get_ema_multi_avg_fn(0.998)  # type: ignore[no-untyped-call]
         self.average = AveragedModel(self.module, multi_avg_fn=moving_average, use_buffers=True)
         self.optimizer = optimizer_of(self.module, options.learning_rate, learn_encoder=options.learn_encoder)
         self.step, self.elapsed_s = 0, 0.0
