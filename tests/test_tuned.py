@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import model.engine
 import model.loading
@@ -17,11 +18,14 @@ from model.renderer.shelves import render_shelf
 THRESHOLD = 0.5
 
 
-def write_tuned(path: Path, bias: float) -> Path:
-    """The bundled weights, with another bias of the detector's confidence."""
+def write_tuned(path: Path, *, bias: float = 0.0, noise: float = 0.0) -> Path:
+    """The bundled weights, with another bias of the detector's confidence, or noise in its weights: the standard
+    deviation, as a share of theirs."""
     tensors = read_weights(BUNDLED_WEIGHTS)
-    name = next(name for name in tensors if name.startswith("proposal_head.centre") and name.endswith("bias"))
-    tensors[name] = tensors[name] + bias
+    tensors["proposal_head.centre.bias"] += bias
+    weights = tensors["proposal_head.centre.weight"].float()
+    drawn = torch.randn(weights.shape, generator=torch.Generator().manual_seed(0))
+    tensors["proposal_head.centre.weight"] = weights + noise * weights.std() * drawn
     write_weights(path, tensors, {"network": BUNDLED_CONFIG, "score_threshold": f"{THRESHOLD}"})
     return path
 
@@ -42,7 +46,7 @@ def photo() -> Photo:
 @pytest.fixture(scope="module")
 def timid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights that are less sure of everything."""
-    return write_tuned(tmp_path_factory.mktemp("weights") / "timid.safetensors", -2.0)
+    return write_tuned(tmp_path_factory.mktemp("weights") / "timid.safetensors", bias=-2.0)
 
 
 def click(photo: Photo) -> Prompt:
@@ -95,7 +99,7 @@ def test_only_so_many_weights_are_loaded_and_the_others_come_back(
     monkeypatch.setattr(model.engine, "load", counted)
     engine = Sam2Engine(EngineOptions(checkpoint="facings-nano", device="cpu"))
     try:
-        users = [engine.tuned(timid), engine.tuned(write_tuned(tmp_path / "bold.safetensors", 1.0))]
+        users = [engine.tuned(timid), engine.tuned(write_tuned(tmp_path / "bold.safetensors", bias=1.0))]
         scores = [user.preannotate(photo, score_threshold=0.1).scores.max() for user in users * 2]
         assert loads == ["facings-nano", "timid", "bold", "timid", "bold"]
         assert scores[:2] == scores[2:]

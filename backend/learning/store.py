@@ -38,11 +38,13 @@ _KEY = re.compile(r"(\d+)[.-](\d+)", re.ASCII)
 @dataclass(frozen=True, kw_only=True)
 class State:
     """serving: number of the version that serves; None: the engine's own weights. score_threshold: of the project;
-    None: that of the weights. kept_aside: photos that are measured on and never learned from."""
+    None: that of the weights. kept_aside, learned: photos that are only measured on, and those that were learned
+    from."""
 
     serving: int | None = None
     score_threshold: float | None = None
     kept_aside: tuple[str, ...] = ()
+    learned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +161,8 @@ class ProjectStore:
         content = _read(self.folder / "state.json")
         if not content:
             return State()
-        return State(**{**content, "kept_aside": tuple(content["kept_aside"])})
+        lists = {name: tuple(content.get(name, ())) for name in ("kept_aside", "learned")}
+        return State(**{**content, **lists})
 
     def change(self, **changes: Any) -> State:
         """Writes the state with these fields changed."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import shutil
 import time
@@ -86,13 +87,13 @@ def learn(settings: Settings, project: Project, *, show: Show) -> Version | None
         store.report(Progress(stage="reading"))
         show("reading photos and annotations")
         photos = collect(project, PhotoLoader(settings), store)
-        split = kept_aside_of(photos, store)
+        parts = split(photos, store)
         parent, weights = serving_weights(settings, store)
         digest = _digest(photos, parent)
         versions = store.versions()
         if versions and versions[-1].learned_from == digest:
             return None
-        show(f"learning from {len(split.learned)} photos, {len(split.kept_aside)} are kept aside to measure on")
+        show(f"learning from {len(parts.learned)} photos, {len(parts.kept_aside)} are kept aside to measure on")
         run = store.run / digest[:16]
         for other in store.run.glob("*"):
             if other != run and other.is_dir():
@@ -101,40 +102,46 @@ def learn(settings: Settings, project: Project, *, show: Show) -> Version | None
             run,
             [LabelledPhoto(path=store.photo_path(photo.file), boxes_xyxy=photo.boxes_xyxy) for photo in split.learned],
             weights,
-            partial(measure, settings, store, split.kept_aside),
+            partial(measure, settings, store, parts.kept_aside),
             max_pixels=settings.max_photo_pixels,
             minutes=settings.learn_minutes,
             device=settings.device,
             show=show,
             report=store.report,
         )
-        version = _keep(store, split, trained, parent=parent, digest=digest)
+        version = _keep(store, parts, trained, parent=parent, digest=digest)
         shutil.rmtree(store.run, ignore_errors=True)
         return version
 
 
-def kept_aside_of(photos: Sequence[KnownPhoto], store: ProjectStore) -> Split:
-    """The project's photos in two parts; see `keys_kept_aside`. One that is kept aside stays so. Raises CommandError
-    where too few are left to learn from."""
-    before = store.state().kept_aside
-    chosen = keys_kept_aside([photo.key for photo in photos], before)
+def split(photos: Sequence[KnownPhoto], store: ProjectStore) -> Split:
+    """The project's photos in two parts; see `keys_kept_aside`. Raises CommandError where too few are left to learn
+    from."""
+    state = store.state()
+    chosen = keys_kept_aside([photo.key for photo in photos], state.kept_aside, state.learned)
     aside = tuple(photo for photo in photos if photo.key in chosen)
     learned = tuple(photo for photo in photos if photo.key not in chosen)
     if len(aside) < LEAST_KEPT_ASIDE or len(learned) < LEAST_LEARNED:
         raise CommandError(
             f"expected at least {LEAST_KEPT_ASIDE + LEAST_LEARNED} submitted photos with boxes, got {len(photos)}"
         )
-    store.change(kept_aside=tuple(sorted({*before, *chosen})))
+    store.change(
+        kept_aside=tuple(sorted({*state.kept_aside, *chosen})),
+        learned=tuple(sorted({*state.learned, *(photo.key for photo in learned)})),
+    )
     return Split(learned=learned, kept_aside=aside)
 
 
-def keys_kept_aside(keys: Sequence[str], before: Collection[str] = ()) -> set[str]:
-    """Which photos are never learned from: those that were kept aside before, and of the others a fifth, at least
-    LEAST_KEPT_ASIDE in all; chosen by a hash of their names, so that they stay the same when others come."""
-    by_hash = sorted(keys, key=_share)
-    chosen = {key for key in by_hash if key in before or _share(key) < KEPT_ASIDE_SHARE}
-    others = [key for key in by_hash if key not in chosen]
-    return chosen | set(others[: max(0, LEAST_KEPT_ASIDE - len(chosen))])
+def keys_kept_aside(keys: Sequence[str], before: Collection[str] = (), learned: Collection[str] = ()) -> set[str]:
+    """Which photos are never learned from: a fifth, at least LEAST_KEPT_ASIDE; chosen by a hash of their names.
+
+    before: those that were kept aside already, which stay so. learned: those that were learned from, which can never be
+    measured on.
+    """
+    chosen = {key for key in keys if key in before}
+    free = sorted((key for key in keys if key not in chosen and key not in learned), key=_hash)
+    wanted = max(LEAST_KEPT_ASIDE, math.ceil(KEPT_ASIDE_SHARE * len(keys)))
+    return chosen | set(free[: max(0, wanted - len(chosen))])
 
 
 def serving_weights(settings: Settings, store: ProjectStore) -> tuple[str, Path]:
@@ -249,7 +256,7 @@ def fine_tune(
     )
 
 
-def _keep(store: ProjectStore, split: Split, trained: Trained, *, parent: str, digest: str) -> Version:
+def _keep(store: ProjectStore, parts: Split, trained: Trained, *, parent: str, digest: str) -> Version:
     """Keeps the version, and lets it serve if it is better."""
     number = store.next_number()
     before, after = trained.before, trained.after
@@ -258,8 +265,8 @@ def _keep(store: ProjectStore, split: Split, trained: Trained, *, parent: str, d
         parent=parent,
         weights=f"project-{store.project_id}-v{number}.safetensors",
         sha256=hashlib.sha256(trained.weights.read_bytes()).hexdigest(),
-        learned=len(split.learned),
-        kept_aside=len(split.kept_aside),
+        learned=len(parts.learned),
+        kept_aside=len(parts.kept_aside),
         learned_from=digest,
         minutes=round(trained.minutes, 2),
         before=before,
@@ -307,6 +314,5 @@ def _digest(photos: Sequence[KnownPhoto], parent: str) -> str:
     return hashlib.sha256("\n".join([parent, *rows]).encode()).hexdigest()
 
 
-def _share(key: str) -> float:
-    """A number from 0 to 1 that depends on the photo's name alone."""
-    return int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 2**32
+def _hash(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()

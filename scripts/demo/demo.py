@@ -57,7 +57,15 @@ def demo(
         )
         client = Client(f"http://{LOOPBACK}:{label_studio_port}", account.token)
         facings = servers.enter_context(
-            start_facings({"LABEL_STUDIO_URL": client.url}, port=port, log=data / "facings.log")
+            start_facings(
+                {
+                    "LABEL_STUDIO_URL": client.url,
+                    "LABEL_STUDIO_API_KEY": account.token,
+                    "STATE_DIR": str(data / "learned"),
+                },
+                port=port,
+                log=data / "facings.log",
+            )
         )
         paths = demo_photos(photos, data / "photos")
         url = f"http://{LOOPBACK}:{port}"
@@ -87,7 +95,7 @@ def start_facings(settings: Mapping[str, str], *, port: int, log: Path) -> Serve
 
     Settings of the environment that belong to another Label Studio do not count.
     """
-    elsewhere = ("LABEL_STUDIO_URL", "LABEL_STUDIO_API_KEY", "BASIC_AUTH_USER", "BASIC_AUTH_PASS")
+    elsewhere = ("LABEL_STUDIO_URL", "LABEL_STUDIO_API_KEY", "STATE_DIR", "BASIC_AUTH_USER", "BASIC_AUTH_PASS")
     environ = {name: value for name, value in os.environ.items() if name not in elsewhere}
     environ |= {"HOST": LOOPBACK, "PORT": str(port), **settings}
     return Server("Facings", [sys.executable, "-m", "scripts.cli", "serve"], environ=environ, cwd=ROOT, log=log)
@@ -161,6 +169,7 @@ def _welcome(studio_url: str, project: int, account: Account, url: str, left: in
         f"  login         {account.email}",
         f"  password      {account.password}",
         f"  Facings       {url}",
+        f"  What it learns from your corrections: {url}/projects/{project}",
         "",
         "Ctrl-C stops both.",
     ]

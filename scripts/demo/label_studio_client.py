@@ -166,6 +166,11 @@ class Client:
         body = {"task": task, "context": {"result": list(prompts)}}
         return dict(self._post(f"/api/ml/{backend}/interactive-annotating", body))
 
+    def start_training(self, backend: int) -> None:
+        """Presses *Start Training* of a connected backend."""
+        url = f"{self.url}/api/ml/{backend}/train"
+        self._checked(self._session.post(url, json={}, timeout=REQUEST_TIMEOUT_S))
+
     def annotate(self, task: int, regions: Sequence[Mapping[str, Any]]) -> int:
         """Submits an annotation; its id."""
         return int(self._post(f"/api/tasks/{task}/annotations/", {"result": list(regions)})["id"])

@@ -1,0 +1,483 @@
+"""What annotators submit becomes a better detector for their project: its photos, versions, threshold and page."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+from conftest import Studio, running_facings
+from PIL import Image
+from projects import SHELF_BOXES
+from test_tuned import write_tuned
+
+from backend.errors import CommandError, SettingsError
+from backend.label_studio.label_config import parse_label_config
+from backend.label_studio.regions import regions_from_detections
+from backend.learning.collect import facings_of
+from backend.learning.store import Figures, KnownPhoto, Progress, ProjectStore, State, Version, learned_settings
+from backend.learning.training import (
+    Trained,
+    fine_tune,
+    keys_kept_aside,
+    roll_back,
+)
+from backend.settings import Settings
+from backend.transports.project_page import project_page
+from model import Detections
+from model.checkpoints import BUNDLED_WEIGHTS
+from model.renderer.shelves import Shelf, render_shelf
+from model.training.samples import LabelledPhoto
+from scripts.demo.label_studio_client import Client
+
+CONFIG = parse_label_config(SHELF_BOXES)
+(IMAGE,) = CONFIG.images
+SIZE_WH = (640, 480)
+ROOT = Path(__file__).parents[1]
+
+
+def known_photo(number: int, **changes: Any) -> KnownPhoto:
+    facts: dict[str, Any] = {
+        "key": f"{number}.image",
+        "annotation": f"{number} now",
+        "file": f"{number}.jpg",
+        "size_wh": SIZE_WH,
+        "boxes_xyxy": np.float32([[1, 2, 30, 40], [50, 2, 80, 40]]),
+        "submitted_at": f"2026-11-{number % 28 + 1:02}T10:00:00Z",
+    }
+    return KnownPhoto(**{**facts, **changes})
+
+
+def figures(corrections: float) -> Figures:
+    return Figures(corrections=corrections, ap=0.4, ap50=0.8, score_threshold=0.45)
+
+
+def version(number: int, *, before: float = 60.0, after: float = 50.0) -> Version:
+    return Version(
+        number=number,
+        parent="facings-nano",
+        weights=f"project-3-v{number}.safetensors",
+        sha256="0" * 64,
+        learned=16,
+        kept_aside=4,
+        learned_from=f"digest {number}",
+        minutes=8.0,
+        before=figures(before),
+        after=figures(after),
+        is_promoted=after < before,
+        made_at="2026-11-27T10:00:00+00:00",
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ProjectStore:
+    found = ProjectStore.of(tmp_path, "3.1795244969")
+    assert found is not None
+    return found
+
+
+# Which photos are kept aside
+
+
+@pytest.mark.parametrize("count", [5, 8, 20, 100])
+def test_a_fifth_is_kept_aside_and_four_at_least(count: int) -> None:
+    aside = keys_kept_aside([f"{number}.image" for number in range(count)])
+    assert len(aside) == max(4, count / 5)
+
+
+def test_a_photo_that_was_learned_from_is_never_measured_on_when_others_come(store: ProjectStore) -> None:
+    learned: set[str] = set()
+    for count in range(5, 60):
+        parts = split([known_photo(number) for number in range(count)], store)
+        learned |= {photo.key for photo in parts.learned}
+        assert not learned & {photo.key for photo in parts.kept_aside}
+
+
+def test_too_few_photos_are_refused_with_their_number(store: ProjectStore) -> None:
+    with pytest.raises(CommandError, match="expected at least 5 submitted photos with boxes, got 4"):
+        split([known_photo(number) for number in range(4)], store)
+
+
+# The project's folder
+
+
+def test_what_is_kept_comes_back(store: ProjectStore, tmp_path: Path) -> None:
+    photo = known_photo(1, missed=1, false=2, to_drag=3)
+    store.write_photos([photo, known_photo(0)])
+    (tmp_path / "new.safetensors").write_bytes(b"weights")
+    store.add(version(1), tmp_path / "new.safetensors")
+    store.change(serving=1, score_threshold=0.4)
+    again = ProjectStore.find(tmp_path, 3)
+    assert again is not None
+    assert again.key == "3.1795244969"
+    assert again.state() == State(serving=1, score_threshold=0.4)
+    assert again.versions() == [version(1)]
+    assert again.weights(version(1)).read_bytes() == b"weights"
+    first, second = again.photos()
+    assert (first.key, second.corrections) == ("0.image", 6)
+    assert np.array_equal(second.boxes_xyxy, photo.boxes_xyxy)
+
+
+def test_photos_that_are_no_longer_listed_are_deleted(store: ProjectStore) -> None:
+    for number in range(2):
+        store.photo_path(f"{number}.jpg").parent.mkdir(parents=True, exist_ok=True)
+        store.photo_path(f"{number}.jpg").touch()
+    store.write_photos([known_photo(1)])
+    assert [path.name for path in store.photo_path("").iterdir()] == ["1.jpg"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"number": 1}'])
+def test_damaged_files_count_as_missing(store: ProjectStore, content: str) -> None:
+    for name in ("state.json", "photos.json", "versions/1/version.json"):
+        (store.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (store.folder / name).write_text(content)
+    assert (store.photos(), store.versions()) == ([], [])
+    if content != '{"number": 1}':
+        assert store.state() == State()
+
+
+def test_one_process_at_a_time_changes_a_project(store: ProjectStore) -> None:
+    with store.locked():
+        assert store.is_locked()
+        with pytest.raises(CommandError, match="project 3: a training of it goes on already"), store.locked():
+            pass
+    assert not store.is_locked()
+
+
+def test_the_newest_project_with_an_id_is_found(tmp_path: Path) -> None:
+    for key in ("3.100", "3.200", "33.300"):
+        found = ProjectStore.of(tmp_path, key)
+        assert found is not None
+        found.change(serving=None)
+    newest = ProjectStore.find(tmp_path, 3)
+    assert newest is not None
+    assert newest.key == "3.200"
+    assert ProjectStore.find(tmp_path, 4) is None
+    assert ProjectStore.of(tmp_path, "../../etc") is None
+
+
+def test_another_version_serves_after_a_rollback(store: ProjectStore, tmp_path: Path) -> None:
+    (tmp_path / "new.safetensors").write_bytes(b"weights")
+    for number in (1, 2):
+        store.add(version(number), tmp_path / "new.safetensors")
+    roll_back(store, 1)
+    assert store.state().serving == 1
+    settings = Settings(state_dir=str(tmp_path), label_studio_url="http://ls", label_studio_api_key="key")
+    learned = learned_settings(settings, store.key)
+    assert (learned.detector, learned.score_threshold) == (str(store.weights(version(1))), 0.45)
+    assert learned_settings(replace(settings, score_threshold=0.9), store.key).score_threshold == 0.9
+    roll_back(store, None)
+    assert learned_settings(settings, store.key) == settings
+    with pytest.raises(CommandError, match=r"expected one of its versions \(1, 2\), got 7"):
+        roll_back(store, 7)
+
+
+# Annotations
+
+
+def rectangle(**value: Any) -> dict[str, Any]:
+    return {
+        "type": "rectanglelabels", "from_name": IMAGE.boxes.from_name, "to_name": IMAGE.image_name,
+        "value": {"x": 10, "y": 10, "width": 10, "height": 20, "rotation": 0, **value},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("region", "boxes"),
+    [
+        (rectangle(), [[64, 48, 128, 144]]),
+        (rectangle(x=-5), [[0, 48, 32, 144]]),
+        (rectangle(rotation=90), [[0, 48, 64, 112]]),
+        (rectangle(width=0), []),
+        (rectangle(width=1e-9), []),
+        (rectangle(x=float("nan")), []),
+        (rectangle(x="10"), []),
+        (rectangle(x=200), []),
+        ({**rectangle(), "value": None}, []),
+        ({**rectangle(), "from_name": "prompt"}, []),
+        ({**rectangle(), "to_name": "other"}, []),
+        ({"type": "polygonlabels", "from_name": IMAGE.boxes.from_name, "value": {"points": [[1, 1]]}}, []),
+        ("no region", []),
+    ],
+    ids=["a box", "over the edge", "rotated", "empty", "a slip", "NaN", "text", "outside", "no value", "a prompt",
+         "another image", "a polygon", "nonsense"],
+)  # fmt: skip
+def test_of_an_annotation_the_boxes_count_and_the_rest_is_passed_over(region: Any, boxes: list[list[float]]) -> None:
+    found = facings_of([region, rectangle(x=50, y=50)], IMAGE, SIZE_WH)
+    assert found.tolist() == pytest.approx(np.array([*boxes, [320, 240, 384, 336]]))
+
+
+# Training
+
+
+def shelves(folder: Path, seeds: Sequence[int]) -> list[tuple[Path, Shelf]]:
+    made = []
+    for seed in seeds:
+        shelf = render_shelf(seed, SIZE_WH)
+        Image.fromarray(shelf.photo_rgb).save(folder / f"{seed}.jpg", quality=95)
+        made.append((folder / f"{seed}.jpg", shelf))
+    return made
+
+
+def trained(folder: Path, corrections: list[float]) -> tuple[Trained, list[float]]:
+    """A short training whose checkpoints are measured as these figures say, one after the other, the last one again and
+    again; and the figures that were asked for."""
+    learned = [LabelledPhoto(path=path, boxes_xyxy=shelf.boxes_xyxy) for path, shelf in shelves(folder, [5])]
+    measured: list[float] = []
+
+    def measure(_: Path) -> Figures:
+        measured.append(corrections[min(len(measured), len(corrections) - 1)])
+        return figures(measured[-1])
+
+    found = fine_tune(
+        folder / "run",
+        learned,
+        BUNDLED_WEIGHTS,
+        measure,
+        max_pixels=10**8,
+        minutes=0.1,
+        device="cpu",
+        show=lambda _: None,
+        report=lambda _: None,
+    )
+    return found, measured
+
+
+@pytest.mark.parametrize(
+    ("corrections", "is_better"),
+    [([60, 50, 55], True), ([60, 59, 58.5], False), ([60, 70, 80], False)],
+    ids=["better, though not at the end", "better by less than the margin", "worse"],
+)
+def test_the_best_weights_are_kept_and_serve_only_if_they_are_better(
+    tmp_path: Path, corrections: list[float], is_better: bool
+) -> None:
+    found, measured = trained(tmp_path, corrections)
+    assert len(measured) >= 2
+    assert (found.before.corrections, found.after.corrections) == (measured[0], min(measured))
+    assert found.is_better == is_better
+    assert found.weights.is_file()
+
+
+# The page
+
+
+def test_the_page_shows_what_was_corrected_and_the_versions(store: ProjectStore, tmp_path: Path) -> None:
+    corrected = [known_photo(number, missed=1, false=0, to_drag=0) for number in range(12)]
+    store.write_photos([*corrected, known_photo(20)])
+    (tmp_path / "new.safetensors").write_bytes(b"weights")
+    store.add(version(1), tmp_path / "new.safetensors")
+    store.add(version(2, before=50, after=55), tmp_path / "new.safetensors")
+    store.change(serving=1)
+    page = project_page(store, learn_every=10, engine_version="<b>")
+    assert "50 corrections per 100 facings" in " ".join(page.split())
+    assert page.count("<circle") == 12
+    assert "60.0 → 50.0" in page
+    assert "no better, kept aside" in page
+    assert "&lt;b&gt;" in page
+    assert "Nothing is trained now. A training begins after every 10 submitted photos" in page
+    with store.locked():
+        store.report(Progress(stage="learning", photos=8, minutes_left=3.2))
+        assert "A training goes on: learning from 8 photos, about 3 min left." in project_page(
+            store, learn_every=0, engine_version="x"
+        )
+
+
+def test_the_page_of_a_project_without_photos_says_so(store: ProjectStore) -> None:
+    page = project_page(store, learn_every=0, engine_version="x")
+    assert "0 photos were submitted" in page
+    assert "None yet" in page
+
+
+# Settings
+
+
+def test_a_state_dir_needs_a_label_studio() -> None:
+    with pytest.raises(SettingsError, match="STATE_DIR: expected LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY"):
+        Settings(state_dir="/srv/facings")
+
+
+# With a real Label Studio
+
+
+@pytest.fixture(scope="module")
+def weak(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector that learns a lot at once: its confidence is partly noise."""
+    return write_tuned(tmp_path_factory.mktemp("weights") / "weak.safetensors", noise=3.0)
+
+
+def submit(client: Client, tasks: Sequence[tuple[int, Shelf]]) -> None:
+    """Annotations with the boxes that are right, as an annotator submits them."""
+    for task, shelf in tasks:
+        boxes = Detections(boxes_xyxy=shelf.boxes_xyxy, scores=np.ones(len(shelf.boxes_xyxy), np.float32))
+        client.annotate(task, regions_from_detections(boxes, SIZE_WH, IMAGE))
+
+
+def shelf_project(client: Client, folder: Path, count: int) -> tuple[int, list[tuple[int, Shelf]]]:
+    project = client.create_project("learning", SHELF_BOXES)
+    made = shelves(folder, range(700, 700 + count))
+    tasks = client.upload(project, {path.name: path for path, _ in made})
+    return project, [(task, shelf) for task, (_, shelf) in zip(tasks, made, strict=True)]
+
+
+def wait_for(value: Callable[[], Any], timeout_s: float = 240.0) -> Any:
+    until = time.monotonic() + timeout_s
+    while not (found := value()):
+        assert time.monotonic() < until
+        time.sleep(0.5)
+    return found
+
+
+def served_version(client: Client, project: int, task: int) -> str:
+    client.retrieve_predictions(project, [task])
+    (found,) = [one for one in client.tasks(project) if one["id"] == task]
+    return max(found["predictions"], key=lambda prediction: prediction["id"])["model_version"]
+
+
+def test_start_training_brings_a_version_that_serves_and_can_be_rolled_back(
+    studio: Studio, tmp_path: Path, weak: Path, chromium: str
+) -> None:
+    client = studio.client
+    project, tasks = shelf_project(client, tmp_path, 8)
+    settings = {
+        "LABEL_STUDIO_URL": studio.url,
+        "LABEL_STUDIO_API_KEY": studio.account.token,
+        "STATE_DIR": str(tmp_path / "learned"),
+        "DETECTOR": str(weak),
+        "LEARN_MINUTES": "0.5",
+    }
+    with running_facings(tmp_path, **settings) as url:
+        backend = client.connect_backend(project, url)
+        first = served_version(client, project, tasks[0][0])
+        assert first.startswith("weak-")
+        for task, _ in tasks[1:]:
+            client.retrieve_predictions(project, [task])
+        submit(client, tasks)
+        client.start_training(backend)
+        store = wait_for(lambda: ProjectStore.find(tmp_path / "learned", project))
+        (made,) = wait_for(store.versions)
+        assert (made.learned + made.kept_aside, made.parent, made.is_promoted) == (8, "weak", True)
+        assert served_version(client, project, tasks[0][0]).startswith(f"project-{project}-v1-")
+        look_at_the_page(f"{url}/projects/{project}", chromium)
+        assert f'facings_project_version{{project="{project}"}} 1.0' in requests.get(f"{url}/metrics", timeout=10).text
+
+        run_facings("project", "rollback", str(project), **settings)
+        assert served_version(client, project, tasks[0][0]).startswith("weak-")
+        again = run_facings("project", "learn", str(project), "--minutes", "0.05", **settings)
+        assert "corrections per 100 facings" in again
+        assert run_facings("project", "versions", str(project), **settings).count("version ") >= 2
+        assert requests.get(f"{url}/projects/999", timeout=10).status_code == 404
+
+
+def look_at_the_page(address: str, chromium: str) -> None:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(address)
+        assert "corrections per 100 facings" in page.inner_text("body")
+        assert page.locator("circle").count() == 8
+        assert page.locator("tr.serves").count() == 1
+        browser.close()
+
+
+def run_facings(*arguments: str, **settings: str) -> str:
+    command = [sys.executable, "-m", "scripts.cli", *arguments]
+    environ = {**os.environ, "CHECKPOINT": "facings-nano", "DEVICE": "cpu", **settings}
+    ended = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_from_five_photos_on_the_threshold_is_the_one_that_needs_the_fewest_corrections(
+    studio: Studio, tmp_path: Path
+) -> None:
+    client = studio.client
+    project, tasks = shelf_project(client, tmp_path, 6)
+    settings = {
+        "LABEL_STUDIO_URL": studio.url,
+        "LABEL_STUDIO_API_KEY": studio.account.token,
+        "STATE_DIR": str(tmp_path / "learned"),
+        "SCORE_THRESHOLD": "0.97",
+    }
+    with running_facings(tmp_path, **settings) as url:
+        client.connect_backend(project, url)
+        before = served_version(client, project, tasks[0][0])
+        submit(client, tasks)
+        store = wait_for(lambda: ProjectStore.find(tmp_path / "learned", project))
+        threshold = wait_for(lambda: store.state().score_threshold)
+        assert threshold < 0.97
+        assert served_version(client, project, tasks[0][0]) != before
+
+
+def test_a_killed_training_leaves_the_project_as_it_was_and_goes_on(studio: Studio, tmp_path: Path, weak: Path) -> None:
+    client = studio.client
+    project, tasks = shelf_project(client, tmp_path, 5)
+    submit(client, tasks)
+    settings = {
+        "LABEL_STUDIO_URL": studio.url,
+        "LABEL_STUDIO_API_KEY": studio.account.token,
+        "STATE_DIR": str(tmp_path / "learned"),
+        "DETECTOR": str(weak),
+        "LEARN_MINUTES": "0.2",
+        "CHECKPOINT": "facings-nano",
+        "DEVICE": "cpu",
+    }
+    command = [sys.executable, "-m", "backend.learning", str(project)]
+    environ = {**os.environ, **settings}
+    with subprocess.Popen(command, cwd=ROOT, env=environ, stderr=subprocess.DEVNULL) as killed:
+        store = wait_for(lambda: ProjectStore.find(tmp_path / "learned", project))
+        wait_for(lambda: (progress := store.progress()) is not None and progress.stage == "learning")
+        other = subprocess.run(
+            [*command], cwd=ROOT, env={**environ, "LOG_LEVEL": "error"}, capture_output=True, text=True, check=False
+        )
+        killed.send_signal(signal.SIGKILL)
+    assert other.returncode == 1
+    assert "a training of it goes on already" in other.stderr
+    assert (store.versions(), store.state().serving, store.progress()) == ([], None, None)
+    ended = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert len(store.versions()) == 1
+    again = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
+    assert "nothing new was submitted" in again.stderr or store.versions()[0].is_promoted
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"LABEL_STUDIO_URL": "http://127.0.0.1:1"}, "no training: .*127.0.0.1:1"),
+        ({"LABEL_STUDIO_API_KEY": "wrong"}, "no training: .*401"),
+        ({}, "no training: expected at least 5 submitted photos with boxes, got 0"),
+        ({"STATE_DIR": "/proc/nowhere"}, "no training: .*/proc/nowhere"),
+    ],
+    ids=["Label Studio is away", "a wrong token", "nothing was submitted", "a folder that cannot be written"],
+)
+def test_a_training_that_cannot_be_is_one_line(
+    studio: Studio, tmp_path: Path, changes: dict[str, str], reason: str
+) -> None:
+    project = studio.client.create_project("nothing", SHELF_BOXES)
+    settings = {
+        "LABEL_STUDIO_URL": studio.url,
+        "LABEL_STUDIO_API_KEY": studio.account.token,
+        "STATE_DIR": str(tmp_path / "learned"),
+        **changes,
+    }
+    command = [sys.executable, "-m", "backend.learning", str(project)]
+    ended = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **settings}, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    assert re.search(reason, ended.stderr), ended.stderr
+    assert json.dumps(studio.account.token) not in ended.stderr
