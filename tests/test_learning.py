@@ -27,12 +27,7 @@ from backend.label_studio.label_config import parse_label_config
 from backend.label_studio.regions import regions_from_detections
 from backend.learning.collect import facings_of
 from backend.learning.store import Figures, KnownPhoto, Progress, ProjectStore, State, Version, learned_settings
-from backend.learning.training import (
-    Trained,
-    fine_tune,
-    keys_kept_aside,
-    roll_back,
-)
+from backend.learning.training import Trained, fine_tune, keys_kept_aside, roll_back, split
 from backend.settings import Settings
 from backend.transports.project_page import project_page
 from model import Detections
@@ -313,7 +308,7 @@ def test_a_state_dir_needs_a_label_studio() -> None:
 @pytest.fixture(scope="module")
 def weak(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A detector that learns a lot at once: its confidence is partly noise."""
-    return write_tuned(tmp_path_factory.mktemp("weights") / "weak.safetensors", noise=3.0)
+    return write_tuned(tmp_path_factory.mktemp("weights") / "weak.safetensors", noise=2.0)
 
 
 def submit(client: Client, tasks: Sequence[tuple[int, Shelf]]) -> None:
@@ -354,7 +349,7 @@ def test_start_training_brings_a_version_that_serves_and_can_be_rolled_back(
         "LABEL_STUDIO_API_KEY": studio.account.token,
         "STATE_DIR": str(tmp_path / "learned"),
         "DETECTOR": str(weak),
-        "LEARN_MINUTES": "0.5",
+        "LEARN_MINUTES": "1",
     }
     with running_facings(tmp_path, **settings) as url:
         backend = client.connect_backend(project, url)
@@ -372,7 +367,7 @@ def test_start_training_brings_a_version_that_serves_and_can_be_rolled_back(
         assert f'facings_project_version{{project="{project}"}} 1.0' in requests.get(f"{url}/metrics", timeout=10).text
 
         run_facings("project", "rollback", str(project), **settings)
-        assert served_version(client, project, tasks[0][0]).startswith("weak-")
+        assert "Boxes come from <code>weak-" in requests.get(f"{url}/projects/{project}", timeout=10).text
         again = run_facings("project", "learn", str(project), "--minutes", "0.05", **settings)
         assert "corrections per 100 facings" in again
         assert run_facings("project", "versions", str(project), **settings).count("version ") >= 2

@@ -100,7 +100,7 @@ def learn(settings: Settings, project: Project, *, show: Show) -> Version | None
                 shutil.rmtree(other, ignore_errors=True)  # of other photos: it cannot go on
         trained = fine_tune(
             run,
-            [LabelledPhoto(path=store.photo_path(photo.file), boxes_xyxy=photo.boxes_xyxy) for photo in split.learned],
+            [LabelledPhoto(path=store.photo_path(photo.file), boxes_xyxy=photo.boxes_xyxy) for photo in parts.learned],
             weights,
             partial(measure, settings, store, parts.kept_aside),
             max_pixels=settings.max_photo_pixels,
