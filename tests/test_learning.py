@@ -311,6 +311,16 @@ def weak(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tuned(tmp_path_factory.mktemp("weights") / "weak.safetensors", noise=2.0)
 
 
+#: What anybody may send; none of it may keep the project from learning.
+BAD_WEBHOOKS: list[dict[str, Any]] = [
+    {"action": "START_TRAINING"},
+    {"action": "START_TRAINING", "project": "3"},
+    {"action": "START_TRAINING", "project": {"id": -1}},
+    {"action": "START_TRAINING", "project": {"id": 10**9}},
+    {"action": "ANNOTATION_CREATED", "project": {"id": 10**9}, "annotation": {"result": "nonsense"}},
+]
+
+
 def submit(client: Client, tasks: Sequence[tuple[int, Shelf]]) -> None:
     """Annotations with the boxes that are right, as an annotator submits them."""
     for task, shelf in tasks:
@@ -349,28 +359,32 @@ def test_start_training_brings_a_version_that_serves_and_can_be_rolled_back(
         "LABEL_STUDIO_API_KEY": studio.account.token,
         "STATE_DIR": str(tmp_path / "learned"),
         "DETECTOR": str(weak),
-        "LEARN_MINUTES": "1",
+        "LEARN_MINUTES": "0.7",
     }
     with running_facings(tmp_path, **settings) as url:
         backend = client.connect_backend(project, url)
+        for body in BAD_WEBHOOKS:
+            assert requests.post(f"{url}/webhook", json=body, timeout=10).status_code == 200
         first = served_version(client, project, tasks[0][0])
         assert first.startswith("weak-")
         for task, _ in tasks[1:]:
             client.retrieve_predictions(project, [task])
         submit(client, tasks)
+        client.delete_task(tasks[-1][0])  # before it is read, as its photo may be
         client.start_training(backend)
         store = wait_for(lambda: ProjectStore.find(tmp_path / "learned", project))
         (made,) = wait_for(store.versions)
-        assert (made.learned + made.kept_aside, made.parent, made.is_promoted) == (8, "weak", True)
+        assert (made.learned + made.kept_aside, made.parent, made.is_promoted) == (7, "weak", True)
         assert served_version(client, project, tasks[0][0]).startswith(f"project-{project}-v1-")
         look_at_the_page(f"{url}/projects/{project}", chromium)
         assert f'facings_project_version{{project="{project}"}} 1.0' in requests.get(f"{url}/metrics", timeout=10).text
 
         run_facings("project", "rollback", str(project), **settings)
         assert "Boxes come from <code>weak-" in requests.get(f"{url}/projects/{project}", timeout=10).text
-        again = run_facings("project", "learn", str(project), "--minutes", "0.05", **settings)
-        assert "corrections per 100 facings" in again
-        assert run_facings("project", "versions", str(project), **settings).count("version ") >= 2
+        assert "nothing new was submitted" in run_facings("project", "learn", str(project), **settings)
+        listed = run_facings("project", "versions", str(project), **settings)
+        assert "version 1, learned from 3 photos" in listed
+        assert "* the weights that it began with" in listed
         assert requests.get(f"{url}/projects/999", timeout=10).status_code == 404
 
 
@@ -382,7 +396,7 @@ def look_at_the_page(address: str, chromium: str) -> None:
         page = browser.new_page()
         page.goto(address)
         assert "corrections per 100 facings" in page.inner_text("body")
-        assert page.locator("circle").count() == 8
+        assert page.locator("circle").count() == 7
         assert page.locator("tr.serves").count() == 1
         browser.close()
 
@@ -431,12 +445,11 @@ def test_a_killed_training_leaves_the_project_as_it_was_and_goes_on(studio: Stud
     }
     command = [sys.executable, "-m", "backend.learning", str(project)]
     environ = {**os.environ, **settings}
-    with subprocess.Popen(command, cwd=ROOT, env=environ, stderr=subprocess.DEVNULL) as killed:
+    long = {**environ, "LEARN_MINUTES": "10"}
+    with subprocess.Popen(command, cwd=ROOT, env=long, stderr=subprocess.DEVNULL) as killed:
         store = wait_for(lambda: ProjectStore.find(tmp_path / "learned", project))
         wait_for(lambda: (progress := store.progress()) is not None and progress.stage == "learning")
-        other = subprocess.run(
-            [*command], cwd=ROOT, env={**environ, "LOG_LEVEL": "error"}, capture_output=True, text=True, check=False
-        )
+        other = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
         killed.send_signal(signal.SIGKILL)
     assert other.returncode == 1
     assert "a training of it goes on already" in other.stderr
@@ -444,8 +457,6 @@ def test_a_killed_training_leaves_the_project_as_it_was_and_goes_on(studio: Stud
     ended = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert len(store.versions()) == 1
-    again = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
-    assert "nothing new was submitted" in again.stderr or store.versions()[0].is_promoted
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,8 @@ class Learning:
 
     def _train(self, project_id: int) -> None:
         """One training in a child process, from its start to its end."""
+        with self._project(project_id):
+            pass  # it exists: a process for one that somebody invented would cost seconds
         log_event(logging.INFO, "training_begins", project=project_id)
         command = [sys.executable, "-m", "backend.learning", str(project_id)]
         with self._changed:

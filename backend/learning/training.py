@@ -41,7 +41,7 @@ PROMOTION_MARGIN = 0.03  # by which share corrections have to fall
 MEASUREMENTS = 4  # of a training: after each quarter of its time
 PATIENCE = 2  # measurements without a better one, after which a training ends
 LEARNING_RATE = 5e-4
-LOCK_WAIT_S = 30.0  # for a server that reads what was submitted
+LOCK_WAIT_S = 10.0  # for a server that reads what was submitted
 
 Show = Callable[[str], None]
 

@@ -166,6 +166,10 @@ class Client:
         body = {"task": task, "context": {"result": list(prompts)}}
         return dict(self._post(f"/api/ml/{backend}/interactive-annotating", body))
 
+    def delete_task(self, task: int) -> None:
+        """Deletes a task with its predictions and annotations."""
+        self._checked(self._session.delete(f"{self.url}/api/tasks/{task}/", timeout=REQUEST_TIMEOUT_S))
+
     def start_training(self, backend: int) -> None:
         """Presses *Start Training* of a connected backend."""
         url = f"{self.url}/api/ml/{backend}/train"
