@@ -28,6 +28,8 @@ GOOD_IOU = 0.75  # below this, an annotator drags an edge
 #: Score thresholds among which the best one is looked for.
 SWEEP = tuple(round(0.05 * step, 2) for step in range(1, 19))
 
+CHANCE = 0.02  # share of corrections by which thresholds may differ on a few photos without meaning anything
+
 FALSE, IGNORED = -1, -2
 
 
@@ -158,6 +160,16 @@ def count_corrections(
 def fewest(sweep: Sequence[Corrections]) -> Corrections:
     """The threshold with the fewest corrections; the lowest among equals, and where no facing is known."""
     return min(sweep, key=lambda row: row.per_100())
+
+
+def nearest_good(sweep: Sequence[Corrections], score_threshold: float) -> Corrections:
+    """Of the thresholds that need hardly more corrections than the best (CHANCE), the nearest to this one.
+
+    On a few photos the best threshold is partly chance, and every change of it changes what an annotator sees.
+    """
+    most = (1 + CHANCE) * fewest(sweep).per_100()
+    good = [row for row in sweep if row.per_100() <= most] or list(sweep)
+    return min(good, key=lambda row: abs(row.score_threshold - score_threshold))
 
 
 def average_precision(truths: Sequence[Truth], detections: Sequence[Detections]) -> AveragePrecision:

@@ -27,7 +27,7 @@ from backend.reporting import log_event
 from backend.service import Service
 from backend.settings import Settings
 from model import Detections, Engine, EngineError, Sam2Engine
-from model.quality import CANDIDATE_SCORE, SWEEP, count_corrections, fewest
+from model.quality import CANDIDATE_SCORE, SWEEP, count_corrections, nearest_good
 
 LEAST_FOR_THRESHOLD = 5  # photos
 PHOTOS_FOR_THRESHOLD = 40  # the latest; each is looked at once
@@ -180,8 +180,9 @@ class Learning:
                 self._looked_at[key] = service.engine.preannotate(pixels, score_threshold=CANDIDATE_SCORE, lane="bulk")
             found.append(self._looked_at[key])
         truths = [photo.truth for photo in photos]
-        best = fewest(count_corrections(truths, found, SWEEP))
-        (now,) = count_corrections(truths, found, [service.engine.score_threshold])
+        in_force = service.engine.score_threshold
+        best = nearest_good(count_corrections(truths, found, SWEEP), in_force)
+        (now,) = count_corrections(truths, found, [in_force])
         if best.per_100() > (1 - THRESHOLD_MARGIN) * now.per_100():
             return
         store.change(score_threshold=best.score_threshold)

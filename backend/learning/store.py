@@ -49,7 +49,7 @@ class State:
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """How good boxes are on the photos kept aside, at the best threshold there. corrections: per 100 facings."""
+    """How good boxes are on the photos kept aside. corrections: per 100 facings, at the threshold that would serve."""
 
     corrections: float
     ap: float

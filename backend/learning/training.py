@@ -28,9 +28,9 @@ from backend.photos.loader import PhotoLoader
 from backend.reporting import log_event
 from backend.settings import Settings
 from model import Detections, EngineOptions, Sam2Engine
-from model.checkpoints import BUNDLED, BUNDLED_WEIGHTS, find_checkpoint
+from model.checkpoints import BUNDLED, BUNDLED_WEIGHTS, calibrated_threshold, find_checkpoint
 from model.device import choose_placement
-from model.quality import CANDIDATE_SCORE, SWEEP, Truth, average_precision, count_corrections, fewest
+from model.quality import CANDIDATE_SCORE, SWEEP, Truth, average_precision, count_corrections, nearest_good
 from model.sam2_module import has_proposal_head
 from model.training.samples import LabelledPhoto
 
@@ -94,6 +94,9 @@ def learn(settings: Settings, project: Project, *, show: Show) -> Version | None
         if versions and versions[-1].learned_from == digest:
             return None
         show(f"learning from {len(parts.learned)} photos, {len(parts.kept_aside)} are kept aside to measure on")
+        threshold = store.state().score_threshold
+        if threshold is None:
+            threshold = calibrated_threshold(find_checkpoint(str(weights), config=None, has_gpu=False)) or 0.0
         run = store.run / digest[:16]
         for other in store.run.glob("*"):
             if other != run and other.is_dir():
@@ -102,7 +105,7 @@ def learn(settings: Settings, project: Project, *, show: Show) -> Version | None
             run,
             [LabelledPhoto(path=store.photo_path(photo.file), boxes_xyxy=photo.boxes_xyxy) for photo in parts.learned],
             weights,
-            partial(measure, settings, store, parts.kept_aside),
+            partial(measure, settings, store, parts.kept_aside, threshold),
             max_pixels=settings.max_photo_pixels,
             minutes=settings.learn_minutes,
             device=settings.device,
@@ -158,8 +161,10 @@ def serving_weights(settings: Settings, store: ProjectStore) -> tuple[str, Path]
     return BUNDLED, BUNDLED_WEIGHTS
 
 
-def measure(settings: Settings, store: ProjectStore, photos: Sequence[KnownPhoto], weights: Path) -> Figures:
-    """How good the boxes of a detector are on photos with known boxes."""
+def measure(
+    settings: Settings, store: ProjectStore, photos: Sequence[KnownPhoto], score_threshold: float, weights: Path
+) -> Figures:
+    """How good the boxes of a detector are on photos with known boxes. score_threshold: in force now."""
     engine = Sam2Engine(EngineOptions(checkpoint=str(weights), device=settings.device, cache_bytes=0))
     read = partial(read_photo, max_pixels=settings.max_photo_pixels)
     try:
@@ -169,14 +174,15 @@ def measure(settings: Settings, store: ProjectStore, photos: Sequence[KnownPhoto
         ]
     finally:
         engine.close()
-    return figures_of([photo.truth for photo in photos], found)
+    return figures_of([photo.truth for photo in photos], found, score_threshold)
 
 
-def figures_of(truths: Sequence[Truth], found: Sequence[Detections]) -> Figures:
-    """Of detections with a score from CANDIDATE_SCORE on."""
-    precision, best = average_precision(truths, found), fewest(count_corrections(truths, found, SWEEP))
+def figures_of(truths: Sequence[Truth], found: Sequence[Detections], score_threshold: float) -> Figures:
+    """Of detections with a score from CANDIDATE_SCORE on. score_threshold: in force now."""
+    precision = average_precision(truths, found)
+    chosen = nearest_good(count_corrections(truths, found, SWEEP), score_threshold)
     return Figures(
-        corrections=best.per_100(), ap=precision.ap, ap50=precision.ap50, score_threshold=best.score_threshold
+        corrections=chosen.per_100(), ap=precision.ap, ap50=precision.ap50, score_threshold=chosen.score_threshold
     )
 
 

@@ -21,7 +21,7 @@ from backend.learning.training import LEAST_KEPT_ASIDE, LEAST_LEARNED, figures_o
 from backend.photos.files import read_photo
 from backend.settings import Settings
 from model import Detections, EngineOptions, Photo, Sam2Engine
-from model.checkpoints import BUNDLED_WEIGHTS
+from model.checkpoints import BUNDLED, BUNDLED_WEIGHTS, calibrated_threshold, find_checkpoint
 from model.quality import CANDIDATE_SCORE, Truth, average_precision, count_corrections
 from model.renderer.shelves import render_shelf
 from model.training.samples import LabelledPhoto
@@ -113,7 +113,8 @@ def _point(settings: Settings, submitted: Sequence[KnownPhoto], others: Sequence
 
 def _figures(settings: Settings, known: Sequence[KnownPhoto], weights: Path) -> Figures:
     truths, found, _, _ = _boxes(settings, known, weights, rendered=0)
-    return figures_of(truths, found)
+    start = find_checkpoint(BUNDLED, config=None, has_gpu=False)
+    return figures_of(truths, found, calibrated_threshold(start) or 0.0)
 
 
 def _boxes(
