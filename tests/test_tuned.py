@@ -7,27 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from learners import THRESHOLD, write_tuned
 
 import model.engine
 import model.loading
 from model import CheckpointError, EngineOptions, Photo, Prompt, Sam2Engine
-from model.checkpoints import BUNDLED_CONFIG, BUNDLED_WEIGHTS, Checkpoint, read_weights, write_weights
+from model.checkpoints import BUNDLED_WEIGHTS, Checkpoint
 from model.renderer.shelves import render_shelf
-
-THRESHOLD = 0.5
-
-
-def write_tuned(path: Path, *, bias: float = 0.0, noise: float = 0.0) -> Path:
-    """The bundled weights, with another bias of the detector's confidence, or noise in its weights: the standard
-    deviation, as a share of theirs."""
-    tensors = read_weights(BUNDLED_WEIGHTS)
-    tensors["proposal_head.centre.bias"] += bias
-    weights = tensors["proposal_head.centre.weight"].float()
-    drawn = torch.randn(weights.shape, generator=torch.Generator().manual_seed(0))
-    tensors["proposal_head.centre.weight"] = weights + noise * weights.std() * drawn
-    write_weights(path, tensors, {"network": BUNDLED_CONFIG, "score_threshold": f"{THRESHOLD}"})
-    return path
 
 
 @pytest.fixture(scope="module")

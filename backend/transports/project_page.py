@@ -14,9 +14,9 @@ PLOT_WH = (860, 260)
 MARGIN = 40  # of the plot, for its axes
 AVERAGED = 10  # photos of the line
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 900px; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 960px; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
 table { border-collapse: collapse; width: 100% } td, th { text-align: left; padding: .3rem .8rem .3rem 0;
-border-bottom: 1px solid #ddd } td.n, th.n { text-align: right } svg { width: 100%; height: auto }
+border-bottom: 1px solid #ddd; white-space: nowrap } td.n, th.n { text-align: right } svg { width: 100%; height: auto }
 .dot { fill: #9bb8dd } .line { fill: none; stroke: #1d5fb4; stroke-width: 2.5 } .axis { stroke: #999 }
 .label { font-size: 12px; fill: #555 } .serves { font-weight: 600 } code { background: #f2f2f2; padding: .1rem .3rem }
 """

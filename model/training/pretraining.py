@@ -31,17 +31,9 @@ from model.network import PIXEL_DEVIATION, PIXEL_MEAN
 from model.proposer import boxes_of_cells
 from model.renderer.shelves import MIN_SIDE_PX, MIN_VISIBLE_SHARE
 from model.sam2_module import FacingsModule, build_module, load_weights
-from model.training.loop import (
-    SAM_STRIDE,
-    SECOND_ROUND_SHARE,
-    WEIGHTS_OF_LOSSES,
-    descend,
-    initialise_decoder,
-    optimizer_of,
-    prompt_losses,
-    set_rate,
-)
+from model.training.loop import SAM_STRIDE, SECOND_ROUND_SHARE, WEIGHTS_OF_LOSSES, initialise_decoder, prompt_losses
 from model.training.losses import box_loss, centre_loss, quality_loss
+from model.training.optimizer import descend, optimizer_of, set_rate
 from model.training.pictures import (
     IGNORED,
     MAX_BOXES,
