@@ -39,13 +39,18 @@ WEAK_FACING_PX = 55.0
 RIGHT, FALSE, MISSED = (40, 220, 60), (255, 225, 0), (255, 40, 40)
 
 
+def render_photo() -> Shelf:
+    """The photo of the pictures, with its truth."""
+    from model.renderer.shelves import render_shelf
+
+    return render_shelf(PHOTO_SEED, PHOTO_SIZE_WH)
+
+
 def photo(folder: Path) -> tuple[Path, Shelf]:
     """The photo of the pictures, as a file and with its truth."""
     from PIL import Image
 
-    from model.renderer.shelves import render_shelf
-
-    shelf = render_shelf(PHOTO_SEED, PHOTO_SIZE_WH)
+    shelf = render_photo()
     path = folder / "shelf.jpg"
     Image.fromarray(shelf.photo_rgb).save(path, quality=92)
     return path, shelf
@@ -75,6 +80,12 @@ def percent(box_xyxy: npt.NDArray[np.float32], size_wh: tuple[int, int]) -> Box:
     """A box in pixels as the page has it."""
     x0, y0, x1, y1 = (float(value) / size_wh[i % 2] * 100 for i, value in enumerate(box_xyxy))
     return Box(x=x0, y=y0, width=x1 - x0, height=y1 - y0)
+
+
+def in_pixels(box: Box, size_wh: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """A box of the page `[4]` in pixels."""
+    sides = box.x, box.y, box.x + box.width, box.y + box.height
+    return np.array(sides, np.float32) / 100 * np.array(size_wh * 2, np.float32)
 
 
 def rough(box: Box) -> Box:

@@ -1,24 +1,23 @@
 """A page for one photo: drop it, see all boxes, click on one object after another, take the cut-out and the boxes away.
 
-Knows Gradio and how boxes are drawn over a photo; what a click means is known by the workbench. The browser gets the
-photo once, small enough to look at, and after each click only the marks over it, as SVG in photo pixels. The page asks
-no other host for anything.
+Knows Gradio and the page's script. What a click means is known by the workbench, how it looks by the overlay. The
+browser gets the photo once, small enough to look at, and after each click only the marks over it, as SVG in photo
+pixels. The page asks no other host for anything.
 
-Gradio keeps dropped and downloaded files in its folder; they are deleted as soon as they are read, or after a minute.
+Dropped files lie in Gradio's folder until they are read, a moment later; what nobody asks about goes after a minute.
 """
 
 from __future__ import annotations
 
 import base64
 import html
-import io
+import json
 import logging
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
-
-from PIL import Image
 
 from backend.errors import AuthError, FacingsError, RequestError, extra_needed
 from backend.metrics import CONTENT_TYPE
@@ -28,30 +27,24 @@ from backend.service import Service
 from backend.settings import MIB, Settings
 from backend.transports import workbench
 from backend.transports.credentials import check_credentials
-from backend.transports.fields import number
+from backend.transports.fields import field, json_type, number
 from backend.transports.http import STATUSES
+from backend.transports.overlay import OBJECT_COLOUR, marks, view
 from backend.transports.workbench import Work, Workbench
-from model import Mask, Photo
-from model.masks import outline_of
 
 with extra_needed("page", "--page"):
     import gradio as gr
     import uvicorn
     from fastapi import Depends, FastAPI, HTTPException, Response
     from fastapi.security import HTTPBasic, HTTPBasicCredentials
-    from gradio.processing_utils import save_bytes_to_cache
     from gradio.utils import get_upload_folder
 
 LOOPBACK = "127.0.0.1"
 BASIC = HTTPBasic(auto_error=False)  # out here, where FastAPI looks for what annotations name
-VIEW_SIDE_PX = 1920  # longest side of the photo as the browser gets it
 FILES_KEPT_S = 60
 MAX_STEM = 80  # characters of the photo's name in those of downloaded files
 STOP_S = 3  # for answers that are on their way when the page is stopped
 ON, OFF = "On the object", "Not on the object"
-BOX_COLOUR, OBJECT_COLOUR, OFF_COLOUR = "#00dc3c", "#ff2fa0", "#e02020"
-TINT = (255, 47, 160)
-TINT_ALPHA = 110
 HELP = (
     "**Click** an object to get its outline; further clicks, on it or not on it, correct it. **Drag** a rough "
     "rectangle around an object that clicks do not find. Hold **Alt** for a click that is not on the object.\n\n"
@@ -61,8 +54,9 @@ HELP = (
 WELCOME = "Every facing on your photo gets a box. It goes to no other server than this one."
 NOTHING = "Nothing was found there; the boxes are as they were."
 
-TEMPLATE = """{{#if photo}}<svg viewBox="0 0 ${width} ${height}" role="img" aria-label="The photo with its boxes">
-<image href="${photo}" width="${width}" height="${height}" preserveAspectRatio="none"/><g>${value}</g></svg>
+TEMPLATE = """<input id="chooser" type="file" accept="image/*" hidden>
+{{#if photo}}<svg viewBox="0 0 ${across} ${down}" role="img" aria-label="The photo with its boxes">
+<image href="${photo}" width="${across}" height="${down}" preserveAspectRatio="none"/><g>${value}</g></svg>
 {{else}}<div class="empty">Drop a photo of a shelf here, or click to choose one</div>{{/if}}"""
 CSS = """
 footer { display: none !important; }
@@ -76,6 +70,7 @@ footer { display: none !important; }
 #shelf .empty { display: flex; align-items: center; justify-content: center; min-height: calc(100vh - 60px);
   border: 2px dashed var(--border-color-primary); border-radius: 6px; font-size: 20px; cursor: pointer; }
 #shelf circle { stroke: white; vector-effect: non-scaling-stroke; stroke-width: 2px; }
+#saver { display: none; }
 #status { font-weight: 600; }
 #status .failed { color: #d01818; }
 """
@@ -115,27 +110,34 @@ element.addEventListener('pointerup', (event) => {
   if (!begun) return;
   const data = isDrag(event) ? { corners: [begun.at, place(event)] } : { point: begun.at, alt: event.altKey };
   end();
-  trigger('select', data);
+  trigger('select', { ...data, on: document.querySelector('#kind input:checked')?.value !== 'Not on the object' });
 });
 element.addEventListener('pointercancel', end);
-const chooser = () => document.querySelector('#upload input[type=file]');
-element.addEventListener('click', (event) => { if (event.target.closest('.empty')) chooser()?.click(); });
-element.addEventListener('dragover', (event) => event.preventDefault());
-element.addEventListener('drop', (event) => {
-  event.preventDefault();
-  const input = chooser();
-  if (!input || !event.dataTransfer.files.length) return;
-  input.files = event.dataTransfer.files;
-  input.dispatchEvent(new Event('change', { bubbles: true }));
-});
-""".replace("OBJECT_COLOUR", OBJECT_COLOUR)
-SAVE = """(file) => {
+const chooser = () => element.querySelector('#chooser');
+const send = async (file) => {
   if (!file) return;
+  const { path } = await upload(file);
+  trigger('upload', { path, name: file.name });
+};
+element.addEventListener('change', async () => { await send(chooser().files[0]); chooser().value = ''; });
+element.addEventListener('click', (event) => { if (event.target.closest('.empty')) chooser().click(); });
+element.addEventListener('dragover', (event) => event.preventDefault());
+element.addEventListener('drop', (event) => { event.preventDefault(); send(event.dataTransfer.files[0]); });
+""".replace("OBJECT_COLOUR", OBJECT_COLOUR)
+CHOOSE = "() => document.querySelector('#chooser').click()"
+# A file comes as JSON, and is forgotten by the page's state as soon as it is saved.
+SAVE = """
+watch('value', () => {
+  if (!props.value) return;
+  const { name, type, base64 } = JSON.parse(props.value);
+  const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
   const link = document.createElement('a');
-  link.href = file.url;
-  link.download = file.orig_name;
+  link.href = URL.createObjectURL(new Blob([bytes], { type }));
+  link.download = name;
   link.click();
-}"""
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+});
+"""
 
 
 def create_app(settings: Settings, service: Service) -> FastAPI:
@@ -214,42 +216,42 @@ class _Page:
             with gr.Row():
                 with gr.Column(scale=4, min_width=320):
                     shelf = gr.HTML(
-                        "", html_template=TEMPLATE, js_on_load=SCRIPT, elem_id="shelf", photo="", width=0, height=0
+                        "", html_template=TEMPLATE, js_on_load=SCRIPT, elem_id="shelf", photo="", across=0, down=0
                     )
                 with gr.Column(scale=1, min_width=260):
-                    upload = gr.File(label="Photo", height=130, elem_id="upload")
                     status = gr.HTML(_status(WELCOME), elem_id="status")
-                    kind = gr.Radio([ON, OFF], value=ON, label="The next click is", elem_id="kind")
+                    gr.Radio([ON, OFF], value=ON, label="The next click is", elem_id="kind")
                     next_object = gr.Button("New object", size="md", elem_id="next")
                     remove = gr.Button("Remove object", size="md", elem_id="remove")
                     cut_out = gr.Button("Download cut-out", variant="primary", size="md", elem_id="cutout")
                     coco = gr.Button("Download all boxes", size="md", elem_id="coco")
+                    choose = gr.Button("Choose another photo", size="md", elem_id="choose")
                     gr.Markdown(HELP)
-                    file = gr.File(visible=False)
-            # Each call is a request of its own, since clicks may follow each other faster than they are answered.
-            call: dict[str, Any] = {"queue": False, "api_visibility": "undocumented"}
+                    saver = gr.HTML("", html_template="", js_on_load=SAVE, elem_id="saver")
+            # No call has a component's value as input: Gradio would look for files and addresses in it, and fetch them.
+            # Each is a request of its own, since clicks may follow each other faster than they are answered.
+            call: dict[str, Any] = {"inputs": None, "queue": False, "api_visibility": "undocumented"}
             click = {**call, "show_progress": "hidden", "trigger_mode": "multiple"}
-            upload.upload(
-                self.drop, upload, [upload, shelf, status, kind], preprocess=False, show_progress_on=shelf, **call
-            )
-            shelf.select(self.select, kind, [shelf, status], **click)
-            next_object.click(self.next_object, None, [shelf, status, kind], **click)
-            remove.click(self.remove, None, [shelf, status, kind], **click)
+            shelf.upload(self.drop, outputs=[shelf, status], show_progress_on=shelf, **call)
+            shelf.select(self.select, outputs=[shelf, status], **click)
+            next_object.click(self.next_object, outputs=[shelf, status], **click)
+            remove.click(self.remove, outputs=[shelf, status], **click)
             for button, make in ((cut_out, self.cut_out), (coco, self.coco)):
-                button.click(make, None, [file, status], **click).then(None, file, None, js=SAVE)
+                saved = button.click(make, outputs=[saver, status], **click)
+                saved.then(lambda: "", outputs=saver, **click)
+            choose.click(None, js=CHOOSE)
             blocks.unload(self.leave)
         return blocks
 
-    def drop(self, upload: dict[str, Any] | None, request: gr.Request) -> tuple[None, Any, str, str]:
+    def drop(self, event: gr.EventData, request: gr.Request) -> tuple[Any, str]:
         """Begins with a dropped photo. Where it fails, the earlier one stays."""
         began = time.monotonic()
 
         def begin(deadline: float) -> Work:
-            if upload is None:
-                raise RequestError("expected a photo, got none")
-            path = Path(upload["path"])
+            data = _data(event)
+            path = _uploaded(field(data, "path", str, "the path of an uploaded file"))
             try:
-                name = display_name(str(upload.get("orig_name") or path.name))
+                name = display_name(field(data, "name", str, "the photo's name"))
                 work = workbench.begin(self._service, path, name=name, deadline=deadline)
             finally:
                 path.unlink(missing_ok=True)
@@ -258,25 +260,24 @@ class _Page:
 
         work = self._outcome("drop", begin)
         if isinstance(work, FacingsError):
-            return None, gr.skip(), _failure(work), ON
-        width, height = work.photo.size_wh
-        shelf = gr.update(value=_marks(work), photo=_view(work.photo), width=width, height=height)
-        told = f"{work.name}: {len(work.standing)} boxes in {time.monotonic() - began:.1f} s"
-        return None, shelf, _status(told), ON
+            return gr.skip(), _failure(work)
+        across, down = work.photo.size_wh
+        shelf = gr.update(value=marks(work), photo=view(work.photo), across=across, down=down)
+        return shelf, _status(f"{work.name}: {len(work.standing)} boxes in {time.monotonic() - began:.1f} s")
 
-    def select(self, kind: str, event: gr.EventData, request: gr.Request) -> tuple[Any, str]:
+    def select(self, event: gr.EventData, request: gr.Request) -> tuple[Any, str]:
         """A click on the photo or a rectangle over it, in photo pixels."""
         began = time.monotonic()
         earlier: list[Work] = []
 
         def ask(work: Work, deadline: float) -> Work:
             earlier.append(work)
-            corners = event._data.get("corners")
-            if corners is not None:
-                (x0, y0), (x1, y1) = (_point(corner) for corner in _pair(corners))
+            data = _data(event)
+            if "corners" in data:
+                (x0, y0), (x1, y1) = (_point(corner) for corner in _pair(data["corners"]))
                 return workbench.draw(self._service, work, x0, y0, x1, y1, deadline=deadline)
-            x, y = _point(event._data.get("point"))
-            is_foreground = kind != OFF and not event._data.get("alt")
+            x, y = _point(data.get("point"))
+            is_foreground = bool(data.get("on")) and not data.get("alt")
             return workbench.click(self._service, work, x, y, is_foreground=is_foreground, deadline=deadline)
 
         work = self._change("select", request, ask)
@@ -284,33 +285,31 @@ class _Page:
             return gr.skip(), _failure(work)
         if earlier == [work]:
             return gr.skip(), _status(NOTHING)
-        return _marks(work), _status(_size_of_objects(work, time.monotonic() - began))
+        return marks(work), _status(_size_of_objects(work, time.monotonic() - began))
 
-    def next_object(self, request: gr.Request) -> tuple[Any, str, str]:
+    def next_object(self, request: gr.Request) -> tuple[Any, str]:
         """Puts the object in hand to the others."""
-        work = self._change("next", request, lambda work, _: work.next_object())
-        return *_shown(work), ON
+        return _shown(self._change("next", request, lambda work, _: work.next_object()))
 
-    def remove(self, request: gr.Request) -> tuple[Any, str, str]:
+    def remove(self, request: gr.Request) -> tuple[Any, str]:
         """Takes the object in hand off the photo's boxes."""
-        work = self._change("remove", request, lambda work, _: work.without_object())
-        return *_shown(work), ON
+        return _shown(self._change("remove", request, lambda work, _: work.without_object()))
 
-    def cut_out(self, request: gr.Request) -> tuple[str | None, Any]:
+    def cut_out(self, request: gr.Request) -> tuple[Any, Any]:
         """The object in hand, as a PNG file."""
-        return self._file("cutout", request, "-cutout.png", workbench.cut_out)
+        return self._file("cutout", request, "-cutout.png", "image/png", workbench.cut_out)
 
-    def coco(self, request: gr.Request) -> tuple[str | None, Any]:
+    def coco(self, request: gr.Request) -> tuple[Any, Any]:
         """All boxes, as a COCO file."""
-        return self._file("coco", request, ".coco.json", workbench.coco)
+        return self._file("coco", request, ".coco.json", "application/json", workbench.coco)
 
     def leave(self, request: gr.Request) -> None:
         """Forgets the photo of somebody who closed the page."""
         self._workbench.release(_key(request))
 
     def _file(
-        self, route: str, request: gr.Request, suffix: str, make: Callable[[Work], bytes]
-    ) -> tuple[str | None, Any]:
+        self, route: str, request: gr.Request, suffix: str, media_type: str, make: Callable[[Work], bytes]
+    ) -> tuple[Any, Any]:
         content: list[bytes] = []
 
         def write(work: Work, _: float) -> Work:
@@ -319,9 +318,10 @@ class _Page:
 
         work = self._change(route, request, write)
         if isinstance(work, FacingsError):
-            return None, _failure(work)
+            return gr.skip(), _failure(work)
         name = Path(work.name).stem[:MAX_STEM] + suffix
-        return save_bytes_to_cache(content[0], name, get_upload_folder()), gr.skip()
+        file = {"name": name, "type": media_type, "base64": base64.b64encode(content[0]).decode("ascii")}
+        return json.dumps(file), gr.skip()
 
     def _change(self, route: str, request: gr.Request, step: Callable[[Work, float], Work]) -> Work | FacingsError:
         return self._outcome(
@@ -349,6 +349,21 @@ def _key(request: gr.Request) -> str:
     return str(request.session_hash)
 
 
+def _data(event: gr.EventData) -> Mapping[str, Any]:
+    """What the page's script sent with an event."""
+    if not isinstance(event._data, dict):
+        raise RequestError(f"event: expected an object, got {json_type(event._data)}")
+    return event._data
+
+
+def _uploaded(text: str) -> Path:
+    """The path of a file that was uploaded. Any other may be anybody's, and what is read here is deleted."""
+    path = Path(os.path.realpath(text))
+    if not path.is_relative_to(os.path.realpath(get_upload_folder())) or not path.is_file():
+        raise RequestError("path: expected an uploaded file, got another path")
+    return path
+
+
 def _pair(value: Any) -> list[Any]:
     if not isinstance(value, list) or len(value) != 2:
         raise RequestError("expected two numbers, or two corners of two numbers")
@@ -363,7 +378,7 @@ def _point(value: Any) -> tuple[float, float]:
 def _shown(work: Work | FacingsError) -> tuple[Any, str]:
     if isinstance(work, FacingsError):
         return gr.skip(), _failure(work)
-    return _marks(work), _status(f"{len(work.boxes())} boxes")
+    return marks(work), _status(f"{len(work.boxes())} boxes, and no object in hand")
 
 
 def _status(text: str) -> str:
@@ -379,45 +394,3 @@ def _size_of_objects(work: Work, seconds: float) -> str:
     width, height = (boxes[0, 2:] - boxes[0, :2]).round().astype(int)
     what = f"1 object, {width} × {height} pixels" if len(boxes) == 1 else f"{len(boxes)} objects"
     return f"{what}, in {1000 * seconds:.0f} ms"
-
-
-def _view(photo: Photo) -> str:
-    """The photo as an address that holds it, at most VIEW_SIDE_PX long and at least a pixel wide."""
-    image = Image.fromarray(photo.pixels)
-    scale = min(1.0, VIEW_SIDE_PX / max(image.size))
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    content = io.BytesIO()
-    image.resize(size, reducing_gap=2).save(content, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode('ascii')}"
-
-
-def _marks(work: Work) -> str:
-    """The boxes, the object in hand with its mask, and the points that name it: SVG in photo pixels."""
-    parts = [_rect(box, BOX_COLOUR) for box in work.others().boxes_xyxy.tolist()]
-    for mask in work.objects.masks or ():
-        if mask.bitmap.any():
-            points = " ".join(f"{x:.1f},{y:.1f}" for x, y in outline_of(mask).tolist())
-            parts += [_tint(mask), f'<polygon class="object" points="{points}" stroke="{OBJECT_COLOUR}"/>']
-    parts += [_rect(box, OBJECT_COLOUR, kind="object") for box in work.objects.boxes_xyxy.tolist()]
-    radius = max(work.photo.size_wh) / 220
-    for (x, y), is_foreground in zip(work.points_xy.tolist(), work.is_foreground.tolist(), strict=True):
-        colour = BOX_COLOUR if is_foreground else OFF_COLOUR
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="{colour}"/>')
-    return "".join(parts)
-
-
-def _rect(box_xyxy: list[float], colour: str, *, kind: str = "box") -> str:
-    x0, y0, x1, y1 = box_xyxy
-    place = f'x="{x0:.1f}" y="{y0:.1f}" width="{x1 - x0:.1f}" height="{y1 - y0:.1f}"'
-    return f'<rect class="{kind}" {place} stroke="{colour}"/>'
-
-
-def _tint(mask: Mask) -> str:
-    height, width = mask.bitmap.shape
-    image = Image.fromarray(mask.bitmap.view("uint8"), "P")
-    image.putpalette([0, 0, 0, *TINT])
-    content = io.BytesIO()
-    image.save(content, "PNG", transparency=bytes((0, TINT_ALPHA)))
-    address = f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode('ascii')}"
-    place = f'x="{mask.left}" y="{mask.top}" width="{width}" height="{height}"'
-    return f'<image class="tint" {place} href="{address}" preserveAspectRatio="none"/>'
