@@ -217,7 +217,7 @@ def test_a_bad_file_is_told_in_one_line_and_the_page_goes_on(
     (tmp_path / "<b>.jpg").write_bytes(b"no photo")
     before = len(page.boxes())
     status = page.choose(tmp_path / "<b>.jpg")
-    assert status.startswith("'<b>.jpg': expected a JPEG") or "expected a JPEG" in status
+    assert "expected a JPEG" in status
     assert "\n" not in status
     assert len(page.boxes()) == before
     assert page.click(*middle(facings[0])).startswith("1 object, ")
@@ -251,7 +251,7 @@ class Caller:
 
     def drop(self, content: bytes) -> str:
         """What is said of a dropped photo."""
-        return str(self.call("drop", path=self.upload(content), name="shelf.png")[1])
+        return str(self.call("drop", file=self.upload(content), name="shelf.png")[1])
 
     def metric(self, sample: str) -> float:
         found = re.search(rf"^{re.escape(sample)} (\S+)$", self.http.get("/metrics").text, re.MULTILINE)
@@ -304,7 +304,7 @@ def test_a_bad_file_is_told_counted_and_deleted(content: bytes, kind: str, reaso
 )
 def test_odd_photos_are_shown_as_browsers_show_them(name: str) -> None:
     with calling() as caller:
-        shelf = caller.call("drop", path=caller.upload(kinds.AS_IN_CHROMIUM[name]), name="odd")[0]["props"]
+        shelf = caller.call("drop", file=caller.upload(kinds.AS_IN_CHROMIUM[name]), name="odd")[0]["props"]
     size = (96, 128) if "EXIF" in name else (128, 96)
     assert (shelf["across"], shelf["down"]) == size
     with Image.open(io.BytesIO(base64.b64decode(shelf["photo"].partition(",")[2]))) as image:
@@ -318,15 +318,15 @@ def test_a_file_with_too_many_bytes_is_refused_before_it_is_kept(files: Path) ->
         assert photos_in(files) == []
 
 
-@pytest.mark.parametrize("kept", [True, False])
-def test_only_uploaded_files_are_read_and_no_other_is_deleted(kept: bool, tmp_path: Path, files: Path) -> None:
+@pytest.mark.parametrize("way", ["path", "link"])
+def test_only_uploaded_files_are_read_and_no_other_is_deleted(way: str, tmp_path: Path) -> None:
     other = tmp_path / "other.png"
     other.write_bytes(PNG)
     with calling() as caller:
         link = Path(caller.upload(PNG)).with_name("link.png")
         link.symlink_to(other)
-        status = caller.call("drop", path=str(other) if kept else str(link), name="shelf.png")[1]
-    assert "expected an uploaded file" in status
+        status = caller.call("drop", file=str(other if way == "path" else link), name="shelf.png")[1]
+    assert "expected the path of an uploaded file" in status
     assert other.read_bytes() == PNG
 
 

@@ -117,7 +117,7 @@ const chooser = () => element.querySelector('#chooser');
 const send = async (file) => {
   if (!file) return;
   const { path } = await upload(file);
-  trigger('upload', { path, name: file.name });
+  trigger('upload', { file: path, name: file.name });
 };
 element.addEventListener('change', async () => { await send(chooser().files[0]); chooser().value = ''; });
 element.addEventListener('click', (event) => { if (event.target.closest('.empty')) chooser().click(); });
@@ -220,7 +220,7 @@ class _Page:
                     )
                 with gr.Column(scale=1, min_width=260):
                     status = gr.HTML(_status(WELCOME), elem_id="status")
-                    gr.Radio([ON, OFF], value=ON, label="The next click is", elem_id="kind")
+                    gr.Radio([ON, OFF], value=ON, label="The next click is", interactive=True, elem_id="kind")
                     next_object = gr.Button("New object", size="md", elem_id="next")
                     remove = gr.Button("Remove object", size="md", elem_id="remove")
                     cut_out = gr.Button("Download cut-out", variant="primary", size="md", elem_id="cutout")
@@ -249,7 +249,7 @@ class _Page:
 
         def begin(deadline: float) -> Work:
             data = _data(event)
-            path = _uploaded(field(data, "path", str, "the path of an uploaded file"))
+            path = _uploaded(field(data, "file", str, "the path of an uploaded file"))
             try:
                 name = display_name(field(data, "name", str, "the photo's name"))
                 work = workbench.begin(self._service, path, name=name, deadline=deadline)
@@ -360,7 +360,7 @@ def _uploaded(text: str) -> Path:
     """The path of a file that was uploaded. Any other may be anybody's, and what is read here is deleted."""
     path = Path(os.path.realpath(text))
     if not path.is_relative_to(os.path.realpath(get_upload_folder())) or not path.is_file():
-        raise RequestError("path: expected an uploaded file, got another path")
+        raise RequestError("file: expected the path of an uploaded file, got another path")
     return path
 
 
