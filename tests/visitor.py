@@ -18,12 +18,12 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
-from browser import FLAGS
+from browser import FLAGS, PAUSE_MS
 
 from scripts.demo.processes import LOOPBACK, Server, free_port
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Locator, Page, Response
+    from playwright.sync_api import Locator, Page, Request, Response
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT_MS = 60_000
@@ -67,14 +67,16 @@ def visitor(chromium: str, url: str, *, size_wh: tuple[int, int] = (1280, 860)) 
 class Visitor:
     """What a visitor does and sees. Every method returns when the page shows the outcome.
 
-    hosts: all that the page asked for something. errors: of its scripts.
+    hosts: all that the page asked for something. errors: of its scripts. session: by which the server knows this
+    visitor; None before the first call.
     """
 
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
         self.hosts: set[str] = set()
         self.errors: list[str] = []
-        page.on("request", lambda request: self.hosts.add(urlsplit(request.url).netloc))
+        self.session: str | None = None
+        page.on("request", self._note)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.goto(url)
         page.wait_for_selector("#chooser", state="attached")
@@ -151,10 +153,23 @@ class Visitor:
             self.press(button)
         return started.value.suggested_filename, Path(started.value.path()).read_bytes()
 
+    def picture(self, path: Path) -> None:
+        """A screenshot of the page as JPEG, without the mouse over it."""
+        self.page.mouse.move(0, 0)
+        self.page.evaluate("() => document.querySelector('#shelf image')?.decode()")
+        self.page.wait_for_timeout(2 * PAUSE_MS)  # in which Gradio's sign of work fades
+        self.page.screenshot(path=path, type="jpeg", quality=80)
+
     def on_page(self, x: float, y: float) -> tuple[float, float]:
         """Where a place on the photo is in the window."""
         left, top = self.page.evaluate(_ON_PAGE, [float(x), float(y)])
         return left, top
+
+    def _note(self, request: Request) -> None:
+        if request.url.startswith("http"):
+            self.hosts.add(urlsplit(request.url).netloc)
+        if "/gradio_api/run/" in request.url:
+            self.session = request.post_data_json["session_hash"]
 
     def _answer(self, act: Callable[[], object], *, calls: int = 1) -> str:
         """Does something that makes calls, and waits until the first answer is seen and the last is there."""

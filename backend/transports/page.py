@@ -9,6 +9,7 @@ Dropped files lie in Gradio's folder until they are read, a moment later; what n
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import html
 import json
@@ -71,7 +72,7 @@ footer { display: none !important; }
   border: 2px dashed var(--border-color-primary); border-radius: 6px; font-size: 20px; cursor: pointer; }
 #shelf circle { stroke: white; vector-effect: non-scaling-stroke; stroke-width: 2px; }
 #saver { display: none; }
-#status { font-weight: 600; }
+#status { font-weight: 600; padding: 0 !important; }
 #status .failed { color: #d01818; }
 """
 # A press and a release at one place are a click, elsewhere a rectangle; a finger that moves scrolls the page.
@@ -110,7 +111,7 @@ element.addEventListener('pointerup', (event) => {
   if (!begun) return;
   const data = isDrag(event) ? { corners: [begun.at, place(event)] } : { point: begun.at, alt: event.altKey };
   end();
-  trigger('select', { ...data, on: document.querySelector('#kind input:checked')?.value !== 'Not on the object' });
+  trigger('select', { ...data, on: document.querySelector('#kind input:checked')?.value !== 'OFF_CHOICE' });
 });
 element.addEventListener('pointercancel', end);
 const chooser = () => element.querySelector('#chooser');
@@ -123,7 +124,7 @@ element.addEventListener('change', async () => { await send(chooser().files[0]);
 element.addEventListener('click', (event) => { if (event.target.closest('.empty')) chooser().click(); });
 element.addEventListener('dragover', (event) => event.preventDefault());
 element.addEventListener('drop', (event) => { event.preventDefault(); send(event.dataTransfer.files[0]); });
-""".replace("OBJECT_COLOUR", OBJECT_COLOUR)
+""".replace("OBJECT_COLOUR", OBJECT_COLOUR).replace("OFF_CHOICE", OFF)
 CHOOSE = "() => document.querySelector('#chooser').click()"
 # A file comes as JSON, and is forgotten by the page's state as soon as it is saved.
 SAVE = """
@@ -142,6 +143,10 @@ watch('value', () => {
 
 def create_app(settings: Settings, service: Service) -> FastAPI:
     """The page at / and its metrics at /metrics, both with the settings' password where they have one."""
+    return asyncio.run(_create_app(settings, service))  # Gradio leaves event loops open where it finds none running
+
+
+async def _create_app(settings: Settings, service: Service) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     page = _Page(settings, service)
 
