@@ -130,6 +130,20 @@ def test_only_uploaded_files_are_read_and_no_other_is_deleted(way: str, tmp_path
     assert other.read_bytes() == PNG
 
 
+@pytest.mark.parametrize("path", [__file__, "pyproject.toml", str(Path("pyproject.toml").resolve()), "/etc/passwd"])
+def test_files_of_this_machine_are_not_handed_out(path: str) -> None:
+    with calling() as caller:
+        assert caller.http.get(f"/gradio_api/file={path}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "path", ["vibe-edit", "vibe-code", "process_recording", "run-history/connect", "queue/join", "component_server"]
+)
+def test_of_gradios_routes_only_those_that_the_page_needs_are_open(path: str) -> None:
+    with calling() as caller:
+        assert caller.http.post(f"/gradio_api/{path}", json={}).status_code == 404
+
+
 def test_no_call_takes_files_or_addresses_in_a_components_value() -> None:
     with calling() as caller:
         config = caller.http.get("/config").json()
