@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from backend.errors import CommandError, FacingsError, Interrupted
+from backend.errors import CommandError, FacingsError, Interrupted, OptionError
 from scripts import learning_commands  # noqa: F401  adds its commands to project_app
 from scripts.bulk_commands import preannotate, project_app
 from scripts.model_commands import benchmark, evaluate, export, pretrain, train
@@ -69,17 +69,30 @@ def demo(
     data: Annotated[
         Path | None, typer.Option(help="Folder that keeps accounts, projects and photos.", show_default=False)
     ] = None,
+    page: Annotated[
+        bool, typer.Option("--page", help="Only a page for one photo, without Label Studio; on --port.")
+    ] = False,
 ) -> None:
     """Start a Label Studio with this backend, a project and boxed shelf photos.
 
-    Prints the address and the login, and runs until Ctrl-C. A second run finds everything as it was left.
+    Prints the address and the login, and runs until Ctrl-C. A second run finds everything as it was left. With --page,
+    there is no Label Studio and no account: drop a photo, click on its objects, take cut-outs and boxes away.
 
     \b
     Examples:
       facings demo
       facings demo --photos shelves
       facings demo --port 9191 --label-studio-port 8181 --data /srv/demo
+      facings demo --page
     """
+    if page:
+        for option, value in (("--photos", photos), ("--data", data)):
+            if value is not None:
+                raise OptionError(f"{option}: expected no folder next to --page, got {str(value)!r}")
+        from scripts.demo import page as page_command
+
+        page_command.page(read_settings(port=port))
+        return
     from scripts.demo import demo as command
 
     command.demo(photos, port, label_studio_port, **({} if data is None else {"data": data}))

@@ -1,7 +1,7 @@
-"""Makes the README's pictures: a real Label Studio, the real backend, a real browser, on a rendered shelf.
-And the picture of the checkpoint's card: rendered shelves that it reads worst.
+"""Makes the pictures of the documents: a real Label Studio, the real backend, a real browser, on a rendered shelf; the
+page for one photo. And the picture of the checkpoint's card: rendered shelves that it reads worst.
 
-Run as `python tests/screenshots.py`. The browser test looks at the same photo through the same eyes.
+Run as `python tests/screenshots.py`. The browser tests look at the same photo through the same eyes.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ PICTURES = ROOT / "docs" / "pictures"
 PHOTO_SEED = 17
 PHOTO_SIZE_WH = (1600, 1200)
 WINDOW_SIZE_WH = (1600, 1000)
+PAGE_SIZE_WH = (1280, 760)
 COLOURS = 128  # of a picture's palette; keeps it small
 WEAK_OF = 60  # rendered shelves, of which the picture has the worst
 WEAK_SHOWN = 4  # two by two
@@ -39,13 +40,18 @@ WEAK_FACING_PX = 55.0
 RIGHT, FALSE, MISSED = (40, 220, 60), (255, 225, 0), (255, 40, 40)
 
 
+def render_photo() -> Shelf:
+    """The photo of the pictures, with its truth."""
+    from model.renderer.shelves import render_shelf
+
+    return render_shelf(PHOTO_SEED, PHOTO_SIZE_WH)
+
+
 def photo(folder: Path) -> tuple[Path, Shelf]:
     """The photo of the pictures, as a file and with its truth."""
     from PIL import Image
 
-    from model.renderer.shelves import render_shelf
-
-    shelf = render_shelf(PHOTO_SEED, PHOTO_SIZE_WH)
+    shelf = render_photo()
     path = folder / "shelf.jpg"
     Image.fromarray(shelf.photo_rgb).save(path, quality=92)
     return path, shelf
@@ -77,6 +83,12 @@ def percent(box_xyxy: npt.NDArray[np.float32], size_wh: tuple[int, int]) -> Box:
     return Box(x=x0, y=y0, width=x1 - x0, height=y1 - y0)
 
 
+def in_pixels(box: Box, size_wh: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """A box of the page `[4]` in pixels."""
+    sides = box.x, box.y, box.x + box.width, box.y + box.height
+    return np.array(sides, np.float32) / 100 * np.array(size_wh * 2, np.float32)
+
+
 def rough(box: Box) -> Box:
     """How an annotator in a hurry draws around a box: a sixth too wide on all sides."""
     return Box(x=box.x - box.width / 6, y=box.y - box.height / 6, width=box.width * 4 / 3, height=box.height * 4 / 3)
@@ -97,6 +109,20 @@ def take_pictures(page: Annotator, project: int, task: int, facings: list[Box], 
     page.drag(rough(by_rectangle))
     _picture(page, folder / "rectangle.png")
     page.accept()
+
+
+def take_page_pictures(chromium: str, folder: Path, photo: Path, facing: Box) -> None:
+    """The page of `facings demo --page` with all boxes of a photo, and with one object in hand."""
+    from visitor import running_page, visitor
+
+    with running_page(photo.with_name("page.log")) as (url, _), visitor(chromium, url, size_wh=PAGE_SIZE_WH) as page:
+        page.choose(photo)
+        page.picture(folder / "page.jpg")
+        x0, y0, x1, y1 = in_pixels(facing, PHOTO_SIZE_WH)
+        for _ in range(2):  # the first click of a process takes longer than others
+            page.press("next")
+            page.click((x0 + x1) / 2, (y0 + y1) / 2)
+        page.picture(folder / "page-object.jpg")
 
 
 def _picture(page: Annotator, path: Path) -> None:
@@ -168,6 +194,7 @@ def main() -> None:
             (task,) = client.upload(project, {path.name: path})
             with annotator(chromium, client.url, account, size_wh=WINDOW_SIZE_WH) as page:
                 take_pictures(page, project, task, clear_facings(shelf, 2), PICTURES)
+        take_page_pictures(chromium, PICTURES, path, clear_facings(shelf, 1)[0])
     weaknesses().save(PICTURES / "weaknesses.jpg", quality=85)
     print(*sorted(PICTURES.iterdir()), sep="\n")
 
