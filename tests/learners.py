@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from projects import SHELF_BOXES
 
 from backend.label_studio.label_config import parse_label_config
+from backend.label_studio.regions import regions_from_detections
+from model import Detections
 from model.checkpoints import BUNDLED_CONFIG, BUNDLED_WEIGHTS, read_weights, write_weights
 from model.renderer.shelves import Shelf, render_shelf
+from scripts.demo.label_studio_client import Client
 
 (IMAGE,) = parse_label_config(SHELF_BOXES).images
 SIZE_WH = (640, 480)
@@ -37,3 +43,27 @@ def write_tuned(path: Path, *, bias: float = 0.0, noise: float = 0.0) -> Path:
     tensors["proposal_head.centre.weight"] = weights + noise * weights.std() * drawn
     write_weights(path, tensors, {"network": BUNDLED_CONFIG, "score_threshold": f"{THRESHOLD}"})
     return path
+
+
+def submit(client: Client, tasks: Sequence[tuple[int, Shelf]]) -> None:
+    """Annotations with the boxes that are right, as an annotator submits them."""
+    for task, shelf in tasks:
+        boxes = Detections(boxes_xyxy=shelf.boxes_xyxy, scores=np.ones(len(shelf.boxes_xyxy), np.float32))
+        client.annotate(task, regions_from_detections(boxes, SIZE_WH, IMAGE))
+
+
+def shelf_project(client: Client, folder: Path, count: int) -> tuple[int, list[tuple[int, Shelf]]]:
+    """A project with so many rendered shelves: its number, and each task with its shelf."""
+    project = client.create_project("learning", SHELF_BOXES)
+    made = shelves(folder, range(700, 700 + count))
+    tasks = client.upload(project, {path.name: path for path, _ in made})
+    return project, [(task, shelf) for task, (_, shelf) in zip(tasks, made, strict=True)]
+
+
+def wait_for(value: Callable[[], Any], timeout_s: float = 240.0) -> Any:
+    """What `value` gives as soon as it gives something."""
+    until = time.monotonic() + timeout_s
+    while not (found := value()):
+        assert time.monotonic() < until
+        time.sleep(0.5)
+    return found

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 from browser import NO_BROWSER, Annotator, Box, annotator, find_chromium
+from learners import shelf_project, submit, wait_for
 
 from backend.errors import CommandError
+from backend.learning.store import ProjectStore
 from scripts.demo import label_studio_server as label_studio
 from scripts.demo.demo import LABEL_CONFIG, LABEL_STUDIO_ENVIRONMENT, ROOT, is_ready, start_facings
 from scripts.demo.label_studio_client import Account, Client
@@ -32,6 +34,7 @@ PHOTO_SEED = 17
 PHOTO_SIZE_WH = (1600, 1200)
 WINDOW_SIZE_WH = (1600, 1000)
 PAGE_SIZE_WH = (1280, 760)
+LEARNED_PHOTOS = 14
 COLOURS = 128  # of a picture's palette; keeps it small
 WEAK_OF = 60  # rendered shelves, of which the picture has the worst
 WEAK_SHOWN = 4  # two by two
@@ -125,6 +128,25 @@ def take_page_pictures(chromium: str, folder: Path, photo: Path, facing: Box) ->
         page.picture(folder / "page-object.jpg")
 
 
+def take_project_picture(client: Client, facings: str, learned: Path, chromium: str, folder: Path) -> None:
+    """The page of a project whose annotators submitted some photos, and whose detector learned from them."""
+    from playwright.sync_api import sync_playwright
+
+    project, tasks = shelf_project(client, learned.parent, LEARNED_PHOTOS)
+    backend = client.connect_backend(project, facings)
+    client.retrieve_predictions(project)
+    submit(client, tasks)
+    client.start_training(backend)
+    store = wait_for(lambda: ProjectStore.find(learned, project))
+    wait_for(store.versions, timeout_s=900)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1000, "height": 760})
+        page.goto(f"{facings}/projects/{project}")
+        page.screenshot(path=folder / "project.png")
+        browser.close()
+
+
 def _picture(page: Annotator, path: Path) -> None:
     from PIL import Image
 
@@ -185,7 +207,16 @@ def main() -> None:
         url = f"http://{LOOPBACK}:{facings_port}"
         with (
             label_studio.start(executable, folder / "data", account, port=port, log=folder / "studio.log") as studio,
-            start_facings({}, port=facings_port, log=folder / "facings.log") as facings,
+            start_facings(
+                {
+                    "LABEL_STUDIO_URL": client.url,
+                    "LABEL_STUDIO_API_KEY": account.token,
+                    "STATE_DIR": str(folder / "learned"),
+                    "LEARN_MINUTES": "1",
+                },
+                port=facings_port,
+                log=folder / "facings.log",
+            ) as facings,
         ):
             facings.wait_until(lambda: is_ready(url), timeout_s=300, what="ready to predict")
             studio.wait_until(client.is_up, timeout_s=label_studio.START_TIMEOUT_S, what="answering")
@@ -194,6 +225,7 @@ def main() -> None:
             (task,) = client.upload(project, {path.name: path})
             with annotator(chromium, client.url, account, size_wh=WINDOW_SIZE_WH) as page:
                 take_pictures(page, project, task, clear_facings(shelf, 2), PICTURES)
+            take_project_picture(client, url, folder / "learned", chromium, PICTURES)
         take_page_pictures(chromium, PICTURES, path, clear_facings(shelf, 1)[0])
     weaknesses().save(PICTURES / "weaknesses.jpg", quality=85)
     print(*sorted(PICTURES.iterdir()), sep="\n")

@@ -8,22 +8,16 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import requests
 from conftest import Studio, running_facings
-from learners import IMAGE, SIZE_WH, shelves, write_tuned
+from learners import shelf_project, submit, wait_for, write_tuned
 from projects import SHELF_BOXES
 
-from backend.label_studio.regions import regions_from_detections
 from backend.learning.store import ProjectStore
-from model import Detections
-from model.renderer.shelves import Shelf
 from scripts.demo.demo import ROOT
 from scripts.demo.label_studio_client import Client
 
@@ -42,28 +36,6 @@ BAD_WEBHOOKS: list[dict[str, Any]] = [
     {"action": "START_TRAINING", "project": {"id": 10**9}},
     {"action": "ANNOTATION_CREATED", "project": {"id": 10**9}, "annotation": {"result": "nonsense"}},
 ]
-
-
-def submit(client: Client, tasks: Sequence[tuple[int, Shelf]]) -> None:
-    """Annotations with the boxes that are right, as an annotator submits them."""
-    for task, shelf in tasks:
-        boxes = Detections(boxes_xyxy=shelf.boxes_xyxy, scores=np.ones(len(shelf.boxes_xyxy), np.float32))
-        client.annotate(task, regions_from_detections(boxes, SIZE_WH, IMAGE))
-
-
-def shelf_project(client: Client, folder: Path, count: int) -> tuple[int, list[tuple[int, Shelf]]]:
-    project = client.create_project("learning", SHELF_BOXES)
-    made = shelves(folder, range(700, 700 + count))
-    tasks = client.upload(project, {path.name: path for path, _ in made})
-    return project, [(task, shelf) for task, (_, shelf) in zip(tasks, made, strict=True)]
-
-
-def wait_for(value: Callable[[], Any], timeout_s: float = 240.0) -> Any:
-    until = time.monotonic() + timeout_s
-    while not (found := value()):
-        assert time.monotonic() < until
-        time.sleep(0.5)
-    return found
 
 
 def served_version(client: Client, project: int, task: int) -> str:
