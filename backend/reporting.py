@@ -26,6 +26,8 @@ _PLAIN = re.compile(r"[\w./:@+-]+", re.ASCII)
 def configure_logging(level: str) -> None:
     """Sends this process's log to standard error. level: a name such as "info"."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=level.upper())
+    for library in ("azure", "httpx"):  # a line for each of their requests, with its address
+        logging.getLogger(library).setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
 def log_event(level: int, event: str, /, **fields: str | int | float | None) -> None:

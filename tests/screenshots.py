@@ -141,16 +141,21 @@ def take_project_picture(client: Client, facings: str, learned: Path, chromium: 
     wait_for(store.versions, timeout_s=900)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1000, "height": 760})
+        page = browser.new_page(viewport={"width": 1000, "height": 675})
         page.goto(f"{facings}/projects/{project}")
         page.screenshot(path=folder / "project.png")
         browser.close()
+    _small(folder / "project.png")
 
 
 def _picture(page: Annotator, path: Path) -> None:
+    page.picture(path)
+    _small(path)
+
+
+def _small(path: Path) -> None:
     from PIL import Image
 
-    page.picture(path)
     with Image.open(path) as image:
         image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
 

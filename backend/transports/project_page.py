@@ -27,7 +27,8 @@ def project_page(store: ProjectStore, *, learn_every: int, engine_version: str) 
     photos, versions, state = store.photos(), store.versions(), store.state()
     project = store.project_id
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Project {project} - Facings</title><style>{STYLE}</style></head>
+<html lang="en"><head><meta charset="utf-8"><title>Project {project} - Facings</title>
+<link rel="icon" href="data:,"><style>{STYLE}</style></head>
 <body>
 <h1>Project {project}</h1>
 <p>Boxes come from <code>{escape(engine_version)}</code>{_threshold(state)}.</p>
