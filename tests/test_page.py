@@ -27,6 +27,7 @@ from model.boxes import iou_matrix
 from model.renderer.shelves import Shelf
 from scripts.demo.processes import LOOPBACK
 
+MAX_PHOTO_BYTES = 5_000_000
 REAL_PHOTOS = ROOT.parent / "shared" / "shelves_dev" / "images"
 
 
@@ -54,7 +55,8 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Shelf]:
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with running_page(tmp_path_factory.mktemp("page") / "log") as (url, server):
+    log = tmp_path_factory.mktemp("page") / "log"
+    with running_page(log, MAX_PHOTO_BYTES=str(MAX_PHOTO_BYTES)) as (url, server):
         yield url
         outside = [one.raddr for one in psutil.Process(server.pid).net_connections() if one.raddr]
         assert {address.ip for address in outside} <= {LOOPBACK}
@@ -207,6 +209,11 @@ def test_a_bad_file_is_told_in_one_line_and_the_page_goes_on(
     assert "\n" not in status
     assert len(page.boxes()) == before
     assert page.click(*middle(facings[0])).startswith("1 object, ")
+
+
+def test_a_file_with_too_many_bytes_is_told_in_one_line(page: Visitor, tmp_path: Path) -> None:
+    (tmp_path / "large.jpg").write_bytes(bytes(MAX_PHOTO_BYTES + 1))
+    assert page.choose(tmp_path / "large.jpg") == "'large.jpg': expected at most 5,000,000 bytes, got 5,000,001"
 
 
 def test_the_photo_of_somebody_who_leaves_is_forgotten(page: Visitor, photo: tuple[Path, Shelf], url: str) -> None:

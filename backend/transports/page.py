@@ -19,9 +19,9 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from backend.errors import AuthError, FacingsError, RequestError, extra_needed
+from backend.errors import AuthError, FacingsError, PhotoTooLarge, RequestError, extra_needed
 from backend.metrics import CONTENT_TYPE
 from backend.photos.files import display_name
 from backend.reporting import log_event
@@ -41,6 +41,8 @@ with extra_needed("page", "--page"):
     from fastapi.security import HTTPBasic, HTTPBasicCredentials
     from gradio.utils import get_upload_folder
     from starlette.types import ASGIApp, Receive, Scope, Send
+
+Found = TypeVar("Found")
 
 LOOPBACK = "127.0.0.1"
 BASIC = HTTPBasic(auto_error=False)  # out here, where FastAPI looks for what annotations name
@@ -124,8 +126,13 @@ element.addEventListener('pointercancel', end);
 const chooser = () => element.querySelector('#chooser');
 const send = async (file) => {
   if (!file) return;
-  const { path } = await upload(file);
-  trigger('upload', { file: path, name: file.name });
+  const about = { name: file.name, size: file.size };
+  try {
+    const { path } = await upload(file);
+    trigger('upload', { ...about, file: path });
+  } catch {
+    trigger('upload', about);  // the server tells why
+  }
 };
 element.addEventListener('change', async () => { await send(chooser().files[0]); chooser().value = ''; });
 element.addEventListener('click', (event) => { if (event.target.closest('.empty')) chooser().click(); });
@@ -274,9 +281,12 @@ class _Page:
 
         def begin(deadline: float) -> Work:
             data = _data(event)
+            name = display_name(field(data, "name", str, "the photo's name"))
+            if "file" not in data and (size := number(data, "size")) > self._settings.max_photo_bytes:
+                limit = self._settings.max_photo_bytes
+                raise PhotoTooLarge(f"{name!r}: expected at most {limit:,} bytes, got {size:,.0f}")
             path = _uploaded(field(data, "file", str, "the path of an uploaded file"))
             try:
-                name = display_name(field(data, "name", str, "the photo's name"))
                 work = workbench.begin(self._service, path, name=name, deadline=deadline)
             finally:
                 path.unlink(missing_ok=True)
@@ -293,10 +303,8 @@ class _Page:
     def select(self, event: gr.EventData, request: gr.Request) -> tuple[Any, str]:
         """A click on the photo or a rectangle over it, in photo pixels."""
         began = time.monotonic()
-        earlier: list[Work] = []
 
         def ask(work: Work, deadline: float) -> Work:
-            earlier.append(work)
             data = _data(event)
             if "corners" in data:
                 (x0, y0), (x1, y1) = (_point(corner) for corner in _pair(data["corners"]))
@@ -305,10 +313,11 @@ class _Page:
             is_foreground = bool(data.get("on")) and not data.get("alt")
             return workbench.click(self._service, work, x, y, is_foreground=is_foreground, deadline=deadline)
 
-        work = self._change("select", request, ask)
-        if isinstance(work, FacingsError):
-            return gr.skip(), _failure(work)
-        if earlier == [work]:
+        changed = self._change("select", request, ask)
+        if isinstance(changed, FacingsError):
+            return gr.skip(), _failure(changed)
+        before, work = changed
+        if work is before:
             return gr.skip(), _status(NOTHING)
         return marks(work), _status(_size_of_objects(work, time.monotonic() - began))
 
@@ -335,29 +344,28 @@ class _Page:
     def _file(
         self, route: str, request: gr.Request, suffix: str, media_type: str, make: Callable[[Work], bytes]
     ) -> tuple[Any, Any]:
-        content: list[bytes] = []
+        def write(_: float) -> dict[str, str]:
+            work = self._workbench.get(_key(request))
+            content = base64.b64encode(make(work)).decode("ascii")
+            return {"name": Path(work.name).stem[:MAX_STEM] + suffix, "type": media_type, "base64": content}
 
-        def write(work: Work, _: float) -> Work:
-            content.append(make(work))
-            return work
-
-        work = self._change(route, request, write)
-        if isinstance(work, FacingsError):
-            return gr.skip(), _failure(work)
-        name = Path(work.name).stem[:MAX_STEM] + suffix
-        file = {"name": name, "type": media_type, "base64": base64.b64encode(content[0]).decode("ascii")}
+        file = self._outcome(route, write)
+        if isinstance(file, FacingsError):
+            return gr.skip(), _failure(file)
         return json.dumps(file), gr.skip()
 
-    def _change(self, route: str, request: gr.Request, step: Callable[[Work, float], Work]) -> Work | FacingsError:
+    def _change(
+        self, route: str, request: gr.Request, step: Callable[[Work, float], Work]
+    ) -> tuple[Work, Work] | FacingsError:
         return self._outcome(
             route, lambda deadline: self._workbench.change(_key(request), lambda work: step(work, deadline))
         )
 
-    def _outcome(self, route: str, ask: Callable[[float], Work]) -> Work | FacingsError:
+    def _outcome(self, route: str, ask: Callable[[float], Found]) -> Found | FacingsError:
         """What `ask` gives for a deadline, or its error as the person may see it; counted and logged."""
         began = time.monotonic()
         try:
-            work = ask(began + self._settings.deadline_s)
+            found = ask(began + self._settings.deadline_s)
         except Exception as error:
             reason = self._service.failed(error)
             status = STATUSES[reason.kind]
@@ -367,7 +375,7 @@ class _Page:
             self._service.metrics.count_request(f"page/{route}", status, time.monotonic() - began)
             return reason
         self._service.metrics.count_request(f"page/{route}", 200, time.monotonic() - began)
-        return work
+        return found
 
 
 def _key(request: gr.Request) -> str:
@@ -400,9 +408,10 @@ def _point(value: Any) -> tuple[float, float]:
     return number({"x": x}, "x"), number({"y": y}, "y")
 
 
-def _shown(work: Work | FacingsError) -> tuple[Any, str]:
-    if isinstance(work, FacingsError):
-        return gr.skip(), _failure(work)
+def _shown(changed: tuple[Work, Work] | FacingsError) -> tuple[Any, str]:
+    if isinstance(changed, FacingsError):
+        return gr.skip(), _failure(changed)
+    _, work = changed
     return marks(work), _status(f"{len(work.boxes())} boxes, and no object in hand")
 
 

@@ -199,22 +199,31 @@ class Workbench:
             while len(self._places) > 1 and (len(self._places) > MAX_WORKS or self._bytes() > self._max_bytes):
                 self._places.popitem(last=False)
 
-    def change(self, key: str, step: Callable[[Work], Work]) -> Work:
-        """This person's work after `step`, which gets it as the step before left it. Raises RequestError where there is
-        none, and what `step` raises; then the work stays as it was."""
-        with self._lock:
-            place = self._places.get(key)
-            if place is None:
-                raise RequestError("expected a photo, got none, or one that is no longer kept here: drop it again")
-            self._places.move_to_end(key)
+    def get(self, key: str) -> Work:
+        """This person's work. Raises RequestError where there is none."""
+        return self._place(key).work
+
+    def change(self, key: str, step: Callable[[Work], Work]) -> tuple[Work, Work]:
+        """This person's work before and after `step`. Raises RequestError where there is none, and what `step` raises;
+        then the work stays as it was."""
+        place = self._place(key)
         with place.lock:
-            place.work = step(place.work)
-            return place.work
+            before = place.work
+            place.work = step(before)
+            return before, place.work
 
     def release(self, key: str) -> None:
         """Forgets this person's work."""
         with self._lock:
             self._places.pop(key, None)
+
+    def _place(self, key: str) -> _Place:
+        with self._lock:
+            place = self._places.get(key)
+            if place is None:
+                raise RequestError("expected a photo, got none, or one that is no longer kept here: drop it again")
+            self._places.move_to_end(key)
+            return place
 
     def _bytes(self) -> int:
         return sum(place.work.photo.pixels.nbytes for place in self._places.values())
