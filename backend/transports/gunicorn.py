@@ -69,6 +69,8 @@ def serve(settings: Settings, create: Callable[[Settings], Flask] | None = None)
         def close(self) -> None:
             if self.grpc_server is not None:
                 self.grpc_server.close()
+            if (learning := self.app.extensions.get("facings_learning")) is not None:
+                learning.close()
             self.app.extensions["facings"].close()
 
         def load(self) -> WsgiApp:

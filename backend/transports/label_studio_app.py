@@ -84,7 +84,9 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_mb * MIB
     app.extensions["facings"] = service
-    backend = _Backend(settings, service, learning_of(settings, service))
+    learning = learning_of(settings, service)
+    app.extensions["facings_learning"] = learning
+    backend = _Backend(settings, service, learning)
     app.add_url_rule("/", view_func=backend.index)
     app.add_url_rule("/health", view_func=backend.health)
     app.add_url_rule("/ready", view_func=backend.ready)
