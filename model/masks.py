@@ -128,12 +128,19 @@ def _mask_in_photo(plane: FloatArray, box: FloatArray, tile: Tile) -> Mask:
     """
     left, top = np.floor(box[:2]).astype(int)
     right, bottom = np.maximum(np.ceil(box[2:]).astype(int), (left + 1, top + 1))
-    down = _interpolation(np.arange(top, bottom) - tile.top, plane.shape[0], tile)
-    across = _interpolation(np.arange(left, right) - tile.left, plane.shape[1], tile)
-    return Mask(bitmap=np.asarray(down @ plane.astype(np.float32) @ across.T > 0), left=int(left), top=int(top))
+    above, below, share_below = _between(np.arange(top, bottom) - tile.top, plane.shape[0], tile)
+    before, after, share_after = _between(np.arange(left, right) - tile.left, plane.shape[1], tile)
+    # By hand, and not as a product of matrices: the threads of NumPy's BLAS and those of torch wait for each other.
+    rows = plane[above] + share_below[:, None] * (plane[below] - plane[above])
+    values = rows[:, before] + share_after * (rows[:, after] - rows[:, before])
+    return Mask(bitmap=np.asarray(values > 0), left=int(left), top=int(top))
 
 
-def _interpolation(pixels: npt.NDArray[np.int64], cells: int, tile: Tile) -> FloatArray:
-    """Weight of each of a line's `cells` in the value of each pixel, `[N, cells]`; outer cells reach to the edge."""
+def _between(
+    pixels: npt.NDArray[np.int64], cells: int, tile: Tile
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], FloatArray]:
+    """The two cells of a line of `cells` that each pixel lies between, and the second one's share; outer cells reach to
+    the edge."""
     places = ((pixels + 0.5) * tile.scale / MASK_STRIDE - 0.5).clip(0, cells - 1)
-    return np.asarray(np.maximum(1 - np.abs(places[:, None] - np.arange(cells)), 0), np.float32)
+    first = places.astype(np.int64)
+    return first, np.minimum(first + 1, cells - 1), (places - first).astype(np.float32)
