@@ -132,6 +132,7 @@ class Sam2Engine:
 
         deadline: a time.monotonic() value. Raises DeadlineExceeded when it passes first, NotReady on failure.
         """
+        self._wait_ready_until(deadline)  # the calibrated threshold is known then
         threshold = self.score_threshold if score_threshold is None else score_threshold
         return self.find(photo, None, score_threshold=threshold, lane=lane, deadline=deadline)
 
