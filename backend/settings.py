@@ -127,6 +127,13 @@ def _is_triton_address(text: str) -> bool:
     return found is not None and 1 <= int(found[1]) <= 65_535
 
 
+def _detector(text: str) -> str:
+    path = Path(text)
+    if not (path.is_file() and path.suffix in (".pt", ".safetensors")):
+        raise _Wrong("an existing .safetensors or .pt file with weights of facings-nano")
+    return text
+
+
 def _secret(text: str) -> str:
     if not text.isascii() or not text.isprintable():
         raise _Wrong("printable ASCII characters")
@@ -167,7 +174,7 @@ class Settings:
         None,
         "Weights of `facings-nano`, such as fine-tuned ones, that find the facings: in place of `facings-nano`, or as "
         "the detector whose boxes are SAM 2's prompts. Unset: the bundled ones.",
-        _file,
+        _detector,
     )
     proposals: str = _setting(
         "auto",

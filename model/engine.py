@@ -150,6 +150,7 @@ class Sam2Engine:
         The boxes of a photo that was pre-annotated by this engine help to answer, so that the same prompt may be
         answered differently before and after, and by two replicas of one version. Raises as `preannotate` does.
         """
+        self._wait_ready_until(deadline)
         return self.ask(photo, prompts, None, accepted_xyxy=accepted_xyxy, want_masks=want_masks, deadline=deadline)
 
     def tuned(self, weights: Path | None = None, *, score_threshold: float | None = None) -> TunedEngine:
@@ -176,8 +177,7 @@ class Sam2Engine:
         lane: Lane,
         deadline: float | None,
     ) -> Detections:
-        """`preannotate` with other weights; None: the engine's own."""
-        self._wait_ready_until(deadline)
+        """`preannotate` of an engine that is ready, with other weights; None: its own."""
         return self._scheduler.run(self._find(photo, tuned, score_threshold), lane=lane, deadline=deadline)
 
     def ask(
@@ -190,8 +190,7 @@ class Sam2Engine:
         want_masks: bool,
         deadline: float | None,
     ) -> list[Detections]:
-        """`refine` with other weights; None: the engine's own."""
-        self._wait_ready_until(deadline)
+        """`refine` of an engine that is ready, with other weights; None: its own."""
         request = RefineRequest(
             photo=photo,
             prompts=tuple(prompts),

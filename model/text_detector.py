@@ -5,6 +5,7 @@ Knows transformers and its checkpoints. Knows nothing of masks: the engine makes
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ import torch
 from model import boxes as geometry
 from model.device import choose_placement
 from model.types import CheckpointError, DeadlineExceeded, EngineError, FloatArray, NotReady, Photo
+
+log = logging.getLogger(__name__)
 
 SAME_OBJECT_IOU = 0.7  # boxes that overlap by more are one object, also under two names
 
@@ -50,7 +53,7 @@ class TextDetector:
         self._detector(until=time.monotonic())
 
     def find(
-        self, photo: Photo, labels: Sequence[str], *, score_threshold: float, most: int, deadline: float | None = None
+        self, photo: Photo, labels: Sequence[str], *, score_threshold: float, most: int, deadline: float
     ) -> list[NamedObject]:
         """The objects of these names, best first, `most` at most. Each name is looked for on its own, so time grows
         with their number.
@@ -60,15 +63,14 @@ class TextDetector:
         """
         from PIL import Image
 
-        until = deadline if deadline is not None else time.monotonic() + threading.TIMEOUT_MAX / 2
-        detector = self._detector(until=until)
+        detector = self._detector(until=deadline)
         image = Image.fromarray(photo.pixels)
         found: list[NamedObject] = []
-        if not self._lock.acquire(timeout=max(0.0, until - time.monotonic())):
+        if not self._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
             raise DeadlineExceeded("the deadline passed before the text detector was free")
         try:
             for label in labels:
-                if time.monotonic() >= until:
+                if time.monotonic() >= deadline:
                     raise DeadlineExceeded(f"the deadline passed before {label!r} was looked for")
                 rows = detector(image, candidate_labels=[_query(detector, label)], threshold=score_threshold)
                 found += [_named(row, label, photo) for row in rows]
@@ -93,6 +95,7 @@ class TextDetector:
             self._pipeline = pipeline("zero-shot-object-detection", model=self.checkpoint, device=placed)
         except Exception as error:  # of the hub, of files, of networks that are no detectors
             self._failure = _first_line(error)
+            log.error("text detector %r cannot be loaded: %s", self.checkpoint, self._failure)
         finally:
             self._ended.set()
 

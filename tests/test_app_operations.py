@@ -164,6 +164,12 @@ def test_apps_count_apart() -> None:
     assert metric(second, 'facings_requests_total{route="/health",status="200"}') == 0
 
 
+def test_the_page_of_a_project_says_what_it_needs() -> None:
+    answer = APP.test_client().get("/projects/3")
+    assert answer.status_code == 400
+    assert answer.json["error"] == "/projects: expected STATE_DIR to be set where this server runs, got none"
+
+
 def test_invented_paths_and_tasks_do_not_grow_the_metrics() -> None:
     app = new_app()
     client = app.test_client()

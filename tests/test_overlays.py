@@ -77,6 +77,11 @@ def wait_for(is_so: Any, timeout_s: float = 120.0) -> None:
         time.sleep(0.1)
 
 
+def soon() -> float:
+    """A deadline that leaves time to load."""
+    return time.monotonic() + 120
+
+
 def request(**more: Any) -> dict[str, Any]:
     return {"url": data_url(PIXELS), "labels": ["sofa"], "score_threshold": 0, **more}
 
@@ -89,7 +94,9 @@ def painted(text: str) -> Any:
 
 
 def test_owlv2_proposes_what_its_cells_say_in_pixels_of_the_photo(owlv2: Path) -> None:
-    found = TextDetector(str(owlv2), device="cpu").find(Photo(pixels=PIXELS), ["sofa"], score_threshold=0, most=100)
+    found = TextDetector(str(owlv2), device="cpu").find(
+        Photo(pixels=PIXELS), ["sofa"], score_threshold=0, most=100, deadline=soon()
+    )
     side = 200 / GRID  # the photo is padded to a square
     boxes = np.stack([one.box_xyxy for one in found])
     whole = boxes[(boxes[:, 2:] < (200, 100)).all(1)]  # those at the edges are cut
@@ -101,10 +108,10 @@ def test_owlv2_proposes_what_its_cells_say_in_pixels_of_the_photo(owlv2: Path) -
 
 def test_grounding_dino_finds_each_name_on_its_own(grounding_dino: Path) -> None:
     detector, photo = TextDetector(str(grounding_dino), device="cpu"), Photo(pixels=PIXELS)
-    both = detector.find(photo, ["Red sofa", "sofa."], score_threshold=0, most=100)
+    both = detector.find(photo, ["Red sofa", "sofa."], score_threshold=0, most=100, deadline=soon())
     assert {one.label for one in both} <= {"Red sofa", "sofa."}
-    assert len(detector.find(photo, ["sofa"], score_threshold=0, most=2)) == 2
-    assert detector.find(photo, ["sofa"], score_threshold=1, most=2) == []
+    assert len(detector.find(photo, ["sofa"], score_threshold=0, most=2, deadline=soon())) == 2
+    assert detector.find(photo, ["sofa"], score_threshold=1, most=2, deadline=soon()) == []
     for one in both:
         x0, y0, x1, y1 = one.box_xyxy
         assert 0 <= x0 < x1 <= 200
@@ -113,22 +120,25 @@ def test_grounding_dino_finds_each_name_on_its_own(grounding_dino: Path) -> None
 
 def test_one_object_under_two_names_is_found_once(owlv2: Path) -> None:
     detector, photo = TextDetector(str(owlv2), device="cpu"), Photo(pixels=PIXELS)
-    alone = detector.find(photo, ["sofa"], score_threshold=0, most=100)
-    both = detector.find(photo, ["sofa", "chair"], score_threshold=0, most=100)
+    alone = detector.find(photo, ["sofa"], score_threshold=0, most=100, deadline=soon())
+    both = detector.find(photo, ["sofa", "chair"], score_threshold=0, most=100, deadline=soon())
     assert len(both) == len(alone)
 
 
-def test_a_detector_that_cannot_be_used_says_so_in_one_line(owlv2: Path, tmp_path: Path) -> None:
+def test_a_detector_that_cannot_be_used_says_so_in_one_line(
+    owlv2: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     photo = Photo(pixels=PIXELS)
     missing = TextDetector(str(tmp_path / "none"), device="cpu")
     with pytest.raises(CheckpointError, match=r"text detector '.*none': cannot be loaded: [^\n]+$"):
-        missing.find(photo, ["sofa"], score_threshold=0, most=1)
+        missing.find(photo, ["sofa"], score_threshold=0, most=1, deadline=soon())
+    assert "cannot be loaded" in caplog.text
     detector = TextDetector(str(owlv2), device="cpu")
     with pytest.raises(EngineError, match=r"text detector '.*owlv2': [^\n]+$"):
-        detector.find(photo, ["word " * 100], score_threshold=0, most=1)
+        detector.find(photo, ["word " * 100], score_threshold=0, most=1, deadline=soon())
     with pytest.raises((DeadlineExceeded, NotReady)):
         detector.find(photo, ["sofa"], score_threshold=0, most=1, deadline=time.monotonic())
-    assert detector.find(photo, ["sofa"], score_threshold=0, most=1)
+    assert detector.find(photo, ["sofa"], score_threshold=0, most=1, deadline=soon())
 
 
 # The request

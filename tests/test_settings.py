@@ -103,6 +103,11 @@ def test_texts_become_values(name: str, text: str, value: object) -> None:
         ("ALLOW_PRIVATE_ADDRESSES", "maybe", "ALLOW_PRIVATE_ADDRESSES: expected true or false, got 'maybe'"),
         ("LOCAL_FILES_ROOT", "/no/such", "LOCAL_FILES_ROOT: expected an existing folder, got '/no/such'"),
         (
+            "DETECTOR",
+            "README.md",
+            "DETECTOR: expected an existing .safetensors or .pt file with weights of facings-nano",
+        ),
+        (
             "ENCODER",
             "/no/such.onnx",
             "ENCODER: expected an existing folder, .onnx or .engine file that facings export wrote, "

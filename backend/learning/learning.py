@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from cachetools import LRUCache
 
@@ -26,7 +25,7 @@ from backend.metrics import ProjectFigures
 from backend.reporting import log_event
 from backend.service import Service
 from backend.settings import Settings
-from model import Detections, Engine, EngineError, Sam2Engine
+from model import Detections, EngineError, Sam2Engine
 from model.quality import CANDIDATE_SCORE, SWEEP, count_corrections, nearest_good
 
 LEAST_FOR_THRESHOLD = 5  # photos
@@ -37,14 +36,6 @@ RETRY_BUDGET_S = 30.0
 MAX_PROJECTS = 1000
 START_TRAINING = "START_TRAINING"
 ANNOTATION_ACTIONS = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED", "ANNOTATIONS_DELETED")
-
-
-class Tunable(Protocol):
-    """An engine that several users share, each with its own weights."""
-
-    def tuned(self, weights: Path | None = None, *, score_threshold: float | None = None) -> Engine:
-        """See model.engine.Sam2Engine."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +52,7 @@ class Learning:
     settings: with STATE_DIR. service: with the engine's own weights; serves projects that learned nothing yet.
     """
 
-    def __init__(self, settings: Settings, service: Service, engine: Tunable) -> None:
+    def __init__(self, settings: Settings, service: Service, engine: Sam2Engine) -> None:
         self._settings = settings
         self._service = service
         self._engine = engine
@@ -95,9 +86,10 @@ class Learning:
                 self._services[project_key] = kept
         return kept.service
 
-    def find(self, project_id: int) -> ProjectStore | None:
-        """The folder of the project with this id; None where it learned nothing."""
-        return ProjectStore.find(self._state_dir, project_id)
+    def find(self, project_id: int) -> ProjectStore:
+        """The folder of the project with this id; an empty one where nothing was submitted yet."""
+        found = ProjectStore.find(self._state_dir, project_id)
+        return found or ProjectStore(self._state_dir / "projects" / f"{project_id}-0", project_id)
 
     def figures(self) -> list[ProjectFigures]:
         """Of all projects that learned, for the metrics."""
@@ -130,8 +122,8 @@ class Learning:
             if version.number == state.serving:
                 weights = store.weights(version)
         try:
-            if state.serving is not None and weights is None:
-                raise CommandError(f"expected version {state.serving} in {store.folder.name}, got none")
+            if state.serving is not None and (weights is None or not store.is_whole(state.serving)):
+                raise CommandError(f"expected version {state.serving} whole in {store.folder.name}, got less")
             engine = self._engine.tuned(weights, score_threshold=state.score_threshold)
         except (EngineError, CommandError) as error:
             log_event(logging.ERROR, "version_unusable", project=store.project_id, reason=str(error))

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,8 @@ class ProjectStore:
         if not content:
             return State()
         lists = {name: tuple(content.get(name, ())) for name in ("kept_aside", "learned")}
-        return State(**{**content, **lists})
+        known = {field.name for field in fields(State)}
+        return State(**{name: value for name, value in {**content, **lists}.items() if name in known})
 
     def change(self, **changes: Any) -> State:
         """Writes the state with these fields changed."""
@@ -216,6 +218,14 @@ class ProjectStore:
 
     def weights(self, version: Version) -> Path:
         return self.folder / "versions" / str(version.number) / version.weights
+
+    def is_whole(self, number: int) -> bool:
+        """Whether the version's weights are there as they were made."""
+        for version in self.versions():
+            if version.number == number:
+                with contextlib.suppress(OSError), self.weights(version).open("rb") as file:
+                    return hashlib.file_digest(file, "sha256").hexdigest() == version.sha256
+        return False
 
     def next_number(self) -> int:
         """Of the next version."""

@@ -19,7 +19,6 @@ from typing import Any
 
 from cachetools import LRUCache
 from flask import Flask, Response, g, request
-from werkzeug.exceptions import NotFound
 
 from backend.errors import LabelConfigError, RequestError
 from backend.label_studio.label_config import LabelConfig, parse_label_config
@@ -205,17 +204,18 @@ class _Backend:
         body = _body()
         action = field(body, "action", str, "the name of an action")
         project = body.get("project")
-        project_id = project.get("id") if isinstance(project, dict) else None
-        log_event(logging.INFO, "webhook", action=action, project=project_id if isinstance(project_id, int) else None)
-        if self._learning is not None and isinstance(project_id, int) and project_id > 0:
+        given = project.get("id") if isinstance(project, dict) else None
+        project_id = given if type(given) is int and given > 0 else None  # true is an int, too
+        log_event(logging.INFO, "webhook", action=action, project=project_id)
+        if self._learning is not None and project_id is not None:
             self._learning.happened(action, project_id)
         return json_response({"status": "ok"})
 
     def project(self, project_id: int) -> Response:
         """For people: what the project's annotators correct, and what its detector learned."""
-        store = None if self._learning is None else self._learning.find(project_id)
-        if store is None or self._learning is None:
-            raise NotFound
+        if self._learning is None:
+            raise RequestError("/projects: expected STATE_DIR to be set where this server runs, got none")
+        store = self._learning.find(project_id)
         version = self._learning.service_of(store.key).engine.version
         page = project_page(store, learn_every=self._settings.learn_every, engine_version=version)
         return Response(page, content_type="text/html; charset=utf-8")

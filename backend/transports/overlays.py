@@ -115,7 +115,7 @@ def read_named_request(body: Mapping[str, Any], catalogue: Catalogue | None) -> 
 
 
 def answer_named(
-    service: Service, detector: TextDetector, request: NamedRequest, *, deadline: float | None = None
+    service: Service, detector: TextDetector, request: NamedRequest, *, deadline: float
 ) -> tuple[dict[str, Any], bytes]:
     """The objects of the request's names as JSON, and the photo with them painted over, a JPEG.
 
@@ -139,7 +139,7 @@ def answer_named(
 
 
 def _find(
-    service: Service, detector: TextDetector, photo: Photo, request: NamedRequest, deadline: float | None
+    service: Service, detector: TextDetector, photo: Photo, request: NamedRequest, deadline: float
 ) -> list[FoundBox]:
     threshold = request.photo.score_threshold
     objects = detector.find(

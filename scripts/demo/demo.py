@@ -168,8 +168,7 @@ def _welcome(studio_url: str, project: int, account: Account, url: str, left: in
         f"  Label Studio  {studio_url}/projects/{project}/data",
         f"  login         {account.email}",
         f"  password      {account.password}",
-        f"  Facings       {url}",
-        f"  What it learns from your corrections: {url}/projects/{project}",
+        f"  Facings       {url}, what it learns: {url}/projects/{project}",
         "",
         "Ctrl-C stops both.",
     ]
