@@ -105,7 +105,7 @@ def test_texts_become_values(name: str, text: str, value: object) -> None:
         (
             "DETECTOR",
             "README.md",
-            "DETECTOR: expected an existing .safetensors or .pt file with weights of facings-nano",
+            "DETECTOR: expected an existing .safetensors or .pt file with weights of facings-nano, got 'README.md'",
         ),
         (
             "ENCODER",
