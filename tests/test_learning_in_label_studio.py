@@ -39,6 +39,12 @@ BAD_WEBHOOKS: list[dict[str, Any]] = [
 ]
 
 
+def settings_for(studio: Studio, folder: Path, **more: str) -> dict[str, str]:
+    """The environment of a Facings that learns below `folder`."""
+    learned = str(folder / "learned")
+    return {"LABEL_STUDIO_URL": studio.url, "LABEL_STUDIO_API_KEY": studio.account.token, "STATE_DIR": learned, **more}
+
+
 def served_version(client: Client, project: int, task: int) -> str:
     client.retrieve_predictions(project, [task])
     (found,) = [one for one in client.tasks(project) if one["id"] == task]
@@ -50,13 +56,7 @@ def test_start_training_brings_a_version_that_serves_and_can_be_rolled_back(
 ) -> None:
     client = studio.client
     project, tasks = shelf_project(client, tmp_path, 8)
-    settings = {
-        "LABEL_STUDIO_URL": studio.url,
-        "LABEL_STUDIO_API_KEY": studio.account.token,
-        "STATE_DIR": str(tmp_path / "learned"),
-        "DETECTOR": str(weak),
-        "LEARN_MINUTES": "0.7",
-    }
+    settings = settings_for(studio, tmp_path, DETECTOR=str(weak), LEARN_MINUTES="0.7")
     with running_facings(tmp_path, **settings) as url:
         backend = client.connect_backend(project, url)
         for body in BAD_WEBHOOKS:
@@ -110,12 +110,7 @@ def test_from_five_photos_on_the_threshold_is_the_one_that_needs_the_fewest_corr
 ) -> None:
     client = studio.client
     project, tasks = shelf_project(client, tmp_path, 6)
-    settings = {
-        "LABEL_STUDIO_URL": studio.url,
-        "LABEL_STUDIO_API_KEY": studio.account.token,
-        "STATE_DIR": str(tmp_path / "learned"),
-        "SCORE_THRESHOLD": "0.97",
-    }
+    settings = settings_for(studio, tmp_path, SCORE_THRESHOLD="0.97")
     with running_facings(tmp_path, **settings) as url:
         client.connect_backend(project, url)
         before = served_version(client, project, tasks[0][0])
@@ -130,15 +125,9 @@ def test_a_killed_training_leaves_the_project_as_it_was_and_goes_on(studio: Stud
     client = studio.client
     project, tasks = shelf_project(client, tmp_path, 5)
     submit(client, tasks)
-    settings = {
-        "LABEL_STUDIO_URL": studio.url,
-        "LABEL_STUDIO_API_KEY": studio.account.token,
-        "STATE_DIR": str(tmp_path / "learned"),
-        "DETECTOR": str(weak),
-        "LEARN_MINUTES": "0.2",
-        "CHECKPOINT": "facings-nano",
-        "DEVICE": "cpu",
-    }
+    settings = settings_for(
+        studio, tmp_path, DETECTOR=str(weak), LEARN_MINUTES="0.2", CHECKPOINT="facings-nano", DEVICE="cpu"
+    )
     command = [sys.executable, "-m", "backend.learning", str(project)]
     environ = {**os.environ, **settings}
     long = {**environ, "LEARN_MINUTES": "10"}
@@ -169,12 +158,7 @@ def test_a_training_that_cannot_be_is_one_line(
     studio: Studio, tmp_path: Path, changes: dict[str, str], reason: str
 ) -> None:
     project = studio.client.create_project("nothing", SHELF_BOXES)
-    settings = {
-        "LABEL_STUDIO_URL": studio.url,
-        "LABEL_STUDIO_API_KEY": studio.account.token,
-        "STATE_DIR": str(tmp_path / "learned"),
-        **changes,
-    }
+    settings = settings_for(studio, tmp_path, **changes)
     command = [sys.executable, "-m", "backend.learning", str(project)]
     ended = subprocess.run(
         command, cwd=ROOT, env={**os.environ, **settings}, capture_output=True, text=True, check=False

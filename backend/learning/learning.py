@@ -140,6 +140,8 @@ class Learning:
                 self._changed.wait_for(lambda: self._closed, timeout=SETTLE_S)
                 if self._closed:
                     return
+                if not self._dirty:  # forgotten meanwhile, see `happened`
+                    continue
                 project_id = self._dirty.pop()
             _in_one_line(self._set_threshold, project_id)
 
@@ -148,7 +150,7 @@ class Learning:
         with self._project(project_id) as project:
             store = ProjectStore.of(self._state_dir, project.key)
             if store is None or store.is_locked():
-                return  # a training reads the photos itself
+                return  # looked at again when the training has ended
             with store.locked():
                 photos = collect(project, self._service.photos, store)
             service = self.service_of(project.key)
@@ -164,6 +166,7 @@ class Learning:
                 self.happened(START_TRAINING, project_id)
 
     def _choose_threshold(self, store: ProjectStore, service: Service, photos: list[KnownPhoto]) -> None:
+        serving = store.state().serving
         found = []
         for photo in photos:
             key = service.engine.version, photo.file
@@ -177,7 +180,12 @@ class Learning:
         (now,) = count_corrections(truths, found, [in_force])
         if best.per_100() > (1 - THRESHOLD_MARGIN) * now.per_100():
             return
-        store.change(score_threshold=best.score_threshold)
+        if store.is_locked():
+            return  # as above
+        with store.locked():
+            if store.state().serving != serving:
+                return  # it was chosen for another version's scores
+            store.change(score_threshold=best.score_threshold)
         log_event(
             logging.INFO,
             "threshold_chosen",
@@ -215,6 +223,9 @@ class Learning:
         self._child = None
         level = logging.WARNING if status else logging.INFO
         log_event(level, "training_ended", project=project_id, exit_status=status)
+        with self._changed:
+            self._dirty.add(project_id)  # what was submitted meanwhile
+            self._changed.notify_all()
 
     def _project(self, project_id: int) -> Project:
         url, key = str(self._settings.label_studio_url), str(self._settings.label_studio_api_key)
