@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from werkzeug.serving import make_server
 
 from backend.errors import FacingsError
-from backend.metrics import STATES, Metrics, Outcome
+from backend.metrics import STATES, Metrics, Outcome, ProjectFigures
 from backend.settings import SETTINGS, Settings
 from backend.transports import http, label_studio_app
 from model.renderer.shelves import render_shelf
@@ -230,6 +230,7 @@ def test_every_metric_stands_in_operations_with_its_labels_and_the_other_way_rou
     metrics.count_boxes("dense", 1)
     metrics.waited("bulk", 0.1)
     metrics.stage("encode", 0.1)
+    metrics.watch_projects(lambda: [ProjectFigures(project=1, version=2, corrections=55.0, is_training=True)])
     exposed = {}
     for family in text_string_to_metric_families(app.test_client().get("/metrics").text):
         name = family.name + ("_total" if family.type == "counter" else "")
