@@ -55,6 +55,13 @@ def clip_boxes(boxes_xyxy: FloatArray, size_wh: tuple[int, int]) -> FloatArray:
     return np.clip(boxes_xyxy, 0, np.array(size_wh * 2, np.float32)).astype(np.float32)
 
 
+def with_width(boxes_xyxy: FloatArray, share: float) -> FloatArray:
+    """Boxes `[N, 4]` with the same middle and heights, and this share of their width."""
+    change = (share - 1) / 2 * (boxes_xyxy[:, 2] - boxes_xyxy[:, 0])
+    nothing = np.zeros_like(change)
+    return np.asarray(boxes_xyxy + np.stack([-change, nothing, change, nothing], axis=1), np.float32)
+
+
 def cells_inside(boxes_xyxy: torch.Tensor, side: int, stride: float) -> torch.Tensor:
     """Which cells of a map of `side` × `side` cells have their centre in each box: bool `[P, side, side]`.
 

@@ -74,7 +74,7 @@ class HeadDetector:
         with timed(self.observer, "merge"):
             merged_limit = max(limit, MERGED_LIMIT, MERGED_PER_TILE * len(tiles))
             boxes, scores = merge_proposals(*_joined(proposed), limit=merged_limit)
-        boxes = geometry.clip_boxes(_narrowed(boxes, self.excess_width), photo.size_wh)
+        boxes = geometry.clip_boxes(geometry.with_width(boxes, 1 - self.excess_width), photo.size_wh)
         found = Detections(boxes_xyxy=boxes, scores=scores)
         self.known_boxes.put(photo, found)
         return _best(found, score_threshold, limit)
@@ -208,13 +208,6 @@ def _best(found: Detections, score_threshold: float, limit: int) -> Detections:
     if len(good) > limit:
         log.warning("%d boxes found in one photo, only the best %d kept: max_detections", len(good), limit)
     return good.first(limit)
-
-
-def _narrowed(boxes_xyxy: FloatArray, excess_width: float) -> FloatArray:
-    """Boxes `[N, 4]` with the same middle and a share of their width less."""
-    excess = excess_width / 2 * (boxes_xyxy[:, 2] - boxes_xyxy[:, 0])
-    nothing = np.zeros_like(excess)
-    return np.asarray(boxes_xyxy + np.stack([excess, nothing, -excess, nothing], axis=1), np.float32)
 
 
 def _refined(network: Network, features: Features, boxes_xyxy: FloatArray) -> FloatArray:

@@ -340,12 +340,13 @@ def benchmark(
     section: Annotated[
         list[str] | None,
         typer.Option(
-            help="sizes: seconds by size of photo. lanes: clicks while bulk work runs, in the engine. http: the same "
-            "through HTTP. memory: resident memory over many requests. upstream: sam2's own predictor on the same "
-            "weights. generator: sam2's own mask generator on the same weights, minutes a photo on a CPU. parity: "
-            "how alike boxes are, and in each precision. floor: the least time that the arithmetic and the bytes "
-            "take here. project: a whole Label Studio project compared with the bare engine. transports: HTTP and gRPC "
-            "beside each other. Repeatable; sizes, lanes, http and upstream by default.",
+            help="sizes: seconds by size of photo. lanes: clicks while bulk work runs, in the engine. training: clicks "
+            "while a project's detector learns on the same machine. http: lanes through HTTP. memory: resident memory "
+            "over many requests. upstream: sam2's own predictor on the same weights. generator: sam2's own mask "
+            "generator on the same weights, minutes a photo on a CPU. parity: how alike boxes are, and in each "
+            "precision. floor: the least time that the arithmetic and the bytes take here. project: a whole Label "
+            "Studio project compared with the bare engine. transports: HTTP and gRPC beside each other. Repeatable; "
+            "sizes, lanes, http and upstream by default.",
             show_default=False,
         ),
     ] = None,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from projects import SHELF_BOXES
@@ -43,6 +46,22 @@ def write_tuned(path: Path, *, bias: float = 0.0, noise: float = 0.0) -> Path:
     tensors["proposal_head.centre.weight"] = weights + noise * weights.std() * drawn
     write_weights(path, tensors, {"network": BUNDLED_CONFIG, "score_threshold": f"{THRESHOLD}"})
     return path
+
+
+@contextmanager
+def small_disk(folder: Path, *, kilobytes: int) -> Iterator[Path]:
+    """A folder that holds no more than so much; the test is skipped where it cannot be had."""
+    folder.mkdir()
+    options = f"size={kilobytes}k"
+    mounted = subprocess.run(
+        ["/bin/mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small disk needs the right to mount: {mounted.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["/bin/umount", str(folder)], check=True)
 
 
 def submit(client: Client, tasks: Sequence[tuple[int, Shelf]]) -> None:

@@ -28,11 +28,11 @@ from model.stages import UNOBSERVED, Observer
 from model.tiling import Tile
 from model.types import Detections, Photo, Prompt
 from scripts.measure import benchmark as command
+from scripts.measure import clicks_beside_training, timing
 from scripts.measure import engine as benchmark_engine
 from scripts.measure import floor as benchmark_floor
 from scripts.measure import parity as benchmark_parity
 from scripts.measure import server as benchmark_http
-from scripts.measure import timing
 from scripts.measure import upstream as benchmark_upstream
 
 
@@ -204,6 +204,15 @@ def test_clicks_go_on_for_as_long_as_the_bulk_work_runs() -> None:
 
 
 @pytest.mark.usefixtures("plain_shelf")
+@pytest.mark.usefixtures("plain_shelf")
+def test_clicks_go_on_beside_a_real_training_and_the_slow_ones_are_compared() -> None:
+    result = clicks_beside_training.measure_clicks_beside_training(SleepyEngine(), minutes=0.05)
+    assert result.alone.calls == 5
+    assert result.training_s >= 3
+    assert result.beside.calls > 5
+    assert result.p95_ratio == result.beside.p95_s / result.alone.p95_s
+
+
 def test_a_failure_of_the_bulk_work_is_not_lost() -> None:
     def bulk() -> None:
         raise ZeroDivisionError

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from learners import IMAGE, SIZE_WH, shelves
+from learners import IMAGE, SIZE_WH, shelves, small_disk
 
 from backend.errors import CommandError, SettingsError
 from backend.learning.collect import facings_of
@@ -200,7 +203,7 @@ def test_of_an_annotation_the_boxes_count_and_the_rest_is_passed_over(region: An
 # Training
 
 
-def trained(folder: Path, corrections: list[float]) -> tuple[Trained, list[float]]:
+def trained(folder: Path, corrections: list[float], *, run: Path | None = None) -> tuple[Trained, list[float]]:
     """A short training whose checkpoints are measured as these figures say, one after the other, the last one again and
     again; and the figures that were asked for."""
     learned = [LabelledPhoto(path=path, boxes_xyxy=shelf.boxes_xyxy) for path, shelf in shelves(folder, [5])]
@@ -211,7 +214,7 @@ def trained(folder: Path, corrections: list[float]) -> tuple[Trained, list[float
         return figures(measured[-1])
 
     found = fine_tune(
-        folder / "run",
+        run or folder / "run",
         learned,
         BUNDLED_WEIGHTS,
         measure,
@@ -237,6 +240,19 @@ def test_the_best_weights_are_kept_and_serve_only_if_they_are_better(
     assert (found.before.corrections, found.after.corrections) == (measured[0], min(measured))
     assert found.is_better == is_better
     assert found.weights.is_file()
+
+
+@pytest.mark.parametrize(
+    "megabytes", [8, 20, 40], ids=["the weights to begin with", "those after some steps", "what a run goes on from"]
+)
+def test_a_disk_that_gets_full_ends_a_training_and_one_with_room_goes_on(tmp_path: Path, megabytes: int) -> None:
+    with small_disk(tmp_path / "disk", kilobytes=megabytes << 10) as disk:
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            trained(tmp_path, [60, 50], run=disk / "run")
+        assert not list(disk.rglob("*.partial"))
+        shutil.copytree(disk / "run", tmp_path / "run")
+    found, _ = trained(tmp_path, [60, 50])
+    assert found.is_better
 
 
 # The page

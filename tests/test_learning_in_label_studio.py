@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import requests
 from conftest import Studio, running_facings
-from learners import shelf_project, submit, wait_for, write_tuned
+from learners import shelf_project, small_disk, submit, wait_for, write_tuned
 from projects import SHELF_BOXES
 
 from backend.learning.store import ProjectStore
@@ -167,3 +167,17 @@ def test_a_training_that_cannot_be_is_one_line(
     assert "Traceback" not in ended.stderr
     assert re.search(reason, ended.stderr), ended.stderr
     assert json.dumps(studio.account.token) not in ended.stderr
+
+
+def test_a_training_on_a_full_disk_is_one_line(studio: Studio, tmp_path: Path) -> None:
+    project, tasks = shelf_project(studio.client, tmp_path, 5)
+    submit(studio.client, tasks)
+    command = [sys.executable, "-m", "backend.learning", str(project)]
+    with small_disk(tmp_path / "disk", kilobytes=256) as disk:
+        settings = settings_for(studio, disk)
+        ended = subprocess.run(
+            command, cwd=ROOT, env={**os.environ, **settings}, capture_output=True, text=True, check=False
+        )
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    assert re.search(r"no training: .*No space left", ended.stderr), ended.stderr

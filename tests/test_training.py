@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoints import BUNDLED_WEIGHTS, calibrated_threshold, find_checkpoint
+from model.checkpoints import BUNDLED_WEIGHTS, calibrated_threshold, excess_width, find_checkpoint, read_weights
 from model.device import Placement
 from model.network import Network
 from model.proposer import boxes_of_cells
@@ -24,7 +24,18 @@ from model.training.losses import (
     projection_losses,
     window_weights,
 )
-from model.training.samples import BEYOND_RGB, LabelledPhoto, LabelledPhotos, Samples, cropped, mirrored, relit
+from model.training.samples import (
+    BEYOND_RGB,
+    MAX_STRETCH,
+    MAX_ZOOM,
+    LabelledPhoto,
+    LabelledPhotos,
+    Samples,
+    cropped,
+    mirrored,
+    relit,
+    seen_scale,
+)
 from model.training.targets import dense_targets, prompt_targets
 from scripts.train import Printer
 
@@ -117,11 +128,11 @@ def test_a_piece_of_a_labelled_photo_shows_the_facings_where_its_boxes_say() -> 
     for number, (x0, y0, x1, y1) in enumerate(shelf.boxes_xyxy.astype(int), 1):
         marked[y0:y1, x0:x1] = (1 + number % 250, 1 + number % 250, 1 + number % 250)
     rng = np.random.default_rng(2)
-    for facing_px in (16, 24, 32):
-        piece = cropped(marked, shelf.boxes_xyxy, 256, facing_px, rng)
+    for scale in (0.5, 0.8, 1.2):
+        piece = cropped(marked, shelf.boxes_xyxy, 256, scale, rng)
         assert piece.photo_rgb.shape == (256, 256, 3)
         assert len(piece.boxes_xyxy) > 3
-        assert np.median(piece.boxes_xyxy[:, 2] - piece.boxes_xyxy[:, 0]) == pytest.approx(facing_px, rel=0.6)
+        assert np.median(piece.boxes_xyxy[:, 2] - piece.boxes_xyxy[:, 0]) == pytest.approx(24 * scale, rel=0.6)
         for number, box in enumerate(piece.boxes_xyxy, 1):
             x, y = ((box[:2] + box[2:]) / 2).astype(int)
             if piece.instance_ids[y, x] == number:
@@ -129,11 +140,42 @@ def test_a_piece_of_a_labelled_photo_shows_the_facings_where_its_boxes_say() -> 
         assert set(np.unique(piece.instance_ids)) - {0} == set(range(1, len(piece.boxes_xyxy) + 1))
 
 
+def test_pieces_of_photos_are_about_as_large_as_the_tiles_of_pre_annotation_show_them() -> None:
+    rng = np.random.default_rng(0)
+    scales = [seen_scale((3264, 2448), 1024, rng) for _ in range(50)]
+    nearest = [min(abs(np.log(scale * 3264 * level / 1024)) for level in (1.0, 0.58)) for scale in scales]
+    assert max(nearest) <= MAX_ZOOM + 0.01
+    assert min(scales) < 0.36 < 0.5 < max(scales)
+
+
+def test_photos_teach_boxes_that_are_as_much_too_wide_as_those_that_are_narrowed_afterwards(tmp_path: Path) -> None:
+    shelf = render_shelf(9, (200, 200), facing_px=30)
+    np.save(tmp_path / "photo.npy", shelf.photo_rgb)
+    labelled = LabelledPhotos(
+        photos=(LabelledPhoto(path=tmp_path / "photo.npy", boxes_xyxy=shelf.boxes_xyxy),), read=np.load
+    )
+    ratios: dict[bool, set[float]] = {True: set(), False: set()}
+    for index in range(8):
+        exact, wide = (
+            Samples(seed=0, picture_px=96, prompts_per_picture=1, labelled=labelled, excess_width=excess).samples(index)
+            for excess in (0.0, 0.2)
+        )
+        for one, other in zip(exact, wide, strict=True):
+            row, column = np.argwhere(one["dense_centre"] == 1)[0]
+            widths = [np.ptp(sample["dense_boxes_xyxy"][row, column, ::2]) for sample in (one, other)]
+            assert np.array_equal(one["prompt_boxes_xyxy"], other["prompt_boxes_xyxy"])
+            ratios[bool(one["has_masks"])].add(round(float(widths[1] / widths[0]), 3))
+    assert ratios == {True: {1.0}, False: {1.25}}
+
+
 def test_a_photo_smaller_than_the_picture_is_filled_up_in_grey() -> None:
     piece = cropped(
-        np.zeros((40, 60, 3), np.uint8), np.array([[5, 5, 25, 35]], np.float32), 256, 30, np.random.default_rng(0)
+        np.zeros((40, 60, 3), np.uint8), np.array([[5, 5, 25, 35]], np.float32), 256, 1.5, np.random.default_rng(0)
     )
-    assert piece.boxes_xyxy.tolist()[0] == pytest.approx([7.5, 7.5, 37.5, 52.5])
+    scale = 256 / 60  # at which the piece shows all of it
+    assert piece.boxes_xyxy.tolist()[0] == pytest.approx(
+        [5 * scale, 5 * scale, 25 * scale, 35 * scale], rel=MAX_STRETCH
+    )
     assert tuple(piece.photo_rgb[-1, -1]) == BEYOND_RGB
 
 
@@ -188,6 +230,25 @@ def test_fine_tuning_learns_from_labelled_photos_and_the_measured_threshold_stay
     path = train(options, lambda _: None, score=lambda _: {"dev_ap": 0.5, "score_threshold": 0.35}, clock=Clock())
     checkpoint = find_checkpoint(str(path), config=None, has_gpu=False)
     assert calibrated_threshold(checkpoint) == 0.35
+
+
+def test_a_detector_may_learn_without_prompts_and_keeps_its_width_and_a_share_of_what_it_was(tmp_path: Path) -> None:
+    options = replace(
+        TINY, minutes=3 / 60, start_from=BUNDLED_WEIGHTS, prompts_per_picture=0, learning_rate=1e-2, learn_encoder=False
+    )
+    before = read_weights(BUNDLED_WEIGHTS)
+    changes: dict[float, dict[str, float]] = {}
+    for share in (0.0, 0.5, 1.0):
+        path = train(replace(options, out=tmp_path / str(share), start_share=share), lambda _: None, clock=Clock())
+        after = read_weights(path)
+        weights = [name for name in before if not name.endswith("num_batches_tracked")]
+        changes[share] = {name: float((after[name].float() - before[name].float()).norm()) for name in weights}
+        assert excess_width(find_checkpoint(str(path), config=None, has_gpu=False)) == pytest.approx(0.05)
+    head = "proposal_head.centre.weight"
+    assert changes[0.5][head] == pytest.approx(changes[0.0][head] / 2, rel=0.05)
+    assert changes[0.0][head] > 0
+    assert not any(changes[1.0].values())
+    assert not any(change for name, change in changes[0.0].items() if "sam_mask_decoder.transformer" in name)
 
 
 def test_labelled_photos_without_any_box_teach_nothing() -> None:

@@ -7,6 +7,7 @@ report.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import time
@@ -21,7 +22,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from model.checkpoints import BUNDLED_CONFIG, read_weights, write_weights
+from model.checkpoints import BUNDLED_CONFIG, excess_width, find_checkpoint, read_weights, write_weights
 from model.network import PIXEL_DEVIATION, PIXEL_MEAN
 from model.proposer import boxes_of_cells
 from model.sam2_module import PRIOR_LOGIT, FacingsModule, FeatureMaps, build_module, load_weights
@@ -55,8 +56,10 @@ class TrainOptions:
     textures: folder of product photos to use for a part of the faces, or None.
     labelled: photos to learn from in addition to the rendered shelves, or None.
     workers: processes that render.
-    learn_encoder: whether the trunk's encoder learns too, where it is not frozen anyway; without, a step takes less
-        than half of the time.
+    prompts_per_picture: without any, the answers to prompts are not trained, and a step takes 60 % of the time.
+    start_share: how much of the weights at the start there is in those that are exported; see `exported_weights`.
+    learn_encoder: whether the trunk's encoder learns too, where it is not frozen anyway; without, batch norms keep
+        their statistics as well, and a step takes less than half of the time.
     report_every: steps between two reports. save_every_s: seconds of training between two states to resume from.
     score_every_s: seconds of training between two measurements of the averaged weights.
     """
@@ -70,6 +73,7 @@ class TrainOptions:
     device: str = "cpu"
     batch_size: int = 8
     prompts_per_picture: int = 2
+    start_share: float = 0.0
     picture_px: int = 512
     learning_rate: float = 2e-3
     workers: int = 2
@@ -100,6 +104,8 @@ def losses_of(
     if quality is not None:
         result["quality"] = quality_loss(quality, boxes.detach(), batch["dense_boxes_xyxy"], batch["dense_weight"])
     pictures, per_picture = batch["prompt_coords"].shape[:2]
+    if not per_picture:
+        return result
     rows = torch.arange(pictures, device=module.device).repeat_interleave(per_picture)
     prompts = {name.removeprefix("prompt_"): batch[name].flatten(0, 1) for name in batch if name.startswith("prompt_")}
     prompts["has_mask"] = batch["has_masks"][rows]
@@ -214,10 +220,16 @@ class _Run:
         options.out.mkdir(parents=True, exist_ok=True)
         self.options = options
         self.module = build_module(BUNDLED_CONFIG).to(options.device).to(memory_format=torch.channels_last)
+        self.excess_width = 0.0
+        self.start: dict[str, torch.Tensor] = {}
         if options.start_from is None:
             initialise_decoder(self.module)
         else:
+            start = find_checkpoint(str(options.start_from), config=BUNDLED_CONFIG, has_gpu=False)
+            self.excess_width = excess_width(start)
             load_weights(self.module, read_weights(options.start_from), options.start_from.name)
+        if options.start_share:
+            self.start = {name: tensor.clone() for name, tensor in self.module.state_dict().items()}
         self.average = AveragedModel(self.module, multi_avg_fn=moving_average, use_buffers=True)
         self.optimizer = optimizer_of(self.module, options.learning_rate, learn_encoder=options.learn_encoder)
         self.step, self.elapsed_s = 0, 0.0
@@ -236,10 +248,16 @@ class _Run:
         return self.options.minutes * 60
 
     def save(self) -> None:
-        partial = self._last.with_suffix(".partial")
+        """Writes all that is needed to go on, whole or not at all. Raises OSError."""
         state: dict[str, Any] = {name: getattr(self, name).state_dict() for name in ("module", "average", "optimizer")}
-        torch.save(state | {"step": self.step, "elapsed_s": self.elapsed_s}, partial)
-        partial.replace(self._last)
+        content = io.BytesIO()  # torch writes to a full disk without saying so: a RuntimeError, and a torn file
+        torch.save(state | {"step": self.step, "elapsed_s": self.elapsed_s}, content)
+        partial = self._last.with_suffix(".partial")
+        try:
+            partial.write_bytes(content.getbuffer())
+            partial.replace(self._last)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def learn(self, batch: Batch, *, canvas_offset: tuple[int, int], second_round: bool) -> dict[str, float]:
         """One step; returns its losses."""
@@ -258,16 +276,35 @@ class _Run:
         with (self.options.out / "log.jsonl").open("a") as log:
             log.write(json.dumps(line) + "\n")
 
+    def exported_weights(self) -> dict[str, torch.Tensor]:
+        """The averaged weights, or, with a `start_share`, the line between the weights at the start and them: much of
+        what a short training learns, and of what it forgets, lies along it, but not at the same places (WiSE-FT,
+        Wortsman et al. 2022)."""
+        learned: dict[str, torch.Tensor] = self.average.module.state_dict()
+        return {
+            name: torch.lerp(tensor, self.start[name], self.options.start_share)
+            if name in self.start and tensor.is_floating_point()
+            else tensor
+            for name, tensor in learned.items()
+        }
+
     def export(self, *, score_threshold: float | None = None) -> Path:
         """Writes the averaged weights as fp16 safetensors, with how they came about in the file's metadata."""
         path = self.options.out / "facings-nano.safetensors"
         names = ("minutes", "seed", "batch_size", "prompts_per_picture", "picture_px", "learning_rate")
         facts = {name: str(getattr(self.options, name)) for name in names}
-        facts |= {"network": BUNDLED_CONFIG, "steps": str(self.step)}
+        facts |= {"network": BUNDLED_CONFIG, "steps": str(self.step), "excess_width": f"{self.excess_width:g}"}
         if score_threshold is not None:
             facts["score_threshold"] = f"{score_threshold:g}"
-        write_weights(path, self.average.module.state_dict(), facts)
+        write_weights(path, self.exported_weights(), facts)
         return path
+
+
+def keep_statistics(module: FacingsModule) -> None:
+    """Lets all batch norms go on with the statistics that they have, as at inference."""
+    for part in module.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.eval()
 
 
 class Every:
@@ -342,8 +379,10 @@ def train(
     if score is not None:
         _measure(run, score, report)
     run.module.train()
+    if not options.learn_encoder:
+        keep_statistics(run.module)
     began_s = clock()
-    for raw in _batches(options, first=run.step * options.batch_size * 2):
+    for raw in _batches(run):
         batch = {name: value if name == "pixels" else value.to(options.device) for name, value in raw.items()}
         offset = (int(rng.integers(free_cells + 1)), int(rng.integers(free_cells + 1)))
         progress.add(run.learn(batch, canvas_offset=offset, second_round=rng.random() < SECOND_ROUND_SHARE))
@@ -367,15 +406,18 @@ def train(
     return run.export(score_threshold=_measure(run, score, report).get("score_threshold"))
 
 
-def _batches(options: TrainOptions, *, first: int) -> Iterable[Batch]:
-    """Endless batches of samples, made by other processes where there are workers. first: number of the picture."""
+def _batches(run: _Run) -> Iterable[Batch]:
+    """Endless batches of samples from where the run is, made by other processes where there are workers."""
+    options = run.options
     samples = Samples(
         seed=options.seed,
         picture_px=options.picture_px,
         prompts_per_picture=options.prompts_per_picture,
         textures=options.textures,
         labelled=options.labelled,
-        first=first,
+        tile_px=run.module.sam.image_size,
+        excess_width=run.excess_width,
+        first=run.step * options.batch_size * 2,
     )
     loader: Any = DataLoader(
         samples,

@@ -16,7 +16,9 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import IterableDataset
 
+from model.boxes import with_width
 from model.renderer.shelves import MIN_SIDE_PX, MIN_VISIBLE_SHARE, Shelf, Textures, load_textures, render_shelf
+from model.tiling import dense_tiles
 from model.training.targets import dense_targets, prompt_targets
 from model.types import FloatArray, PixelArray
 
@@ -24,7 +26,8 @@ from model.types import FloatArray, PixelArray
 #: less than 48 px; as these show many more facings, most facings that are learned from are small.
 FACING_PX = (16.0, 145.0)
 BEYOND_RGB = (124, 116, 104)  # what the network sees beyond a photo: the mean colour
-MAX_ENLARGEMENT = 1.5  # of a labelled photo
+MAX_ZOOM = 0.25  # of a piece of a labelled photo against what tiles show, larger or smaller: logarithm
+MAX_STRETCH = 0.3  # of its breadth against its height, or the other way round: logarithm
 LABELLED_SHARE = 0.5  # of the pictures, when there are labelled photos: the rest keeps what rendered shelves taught
 
 Sample = dict[str, npt.NDArray[Any]]
@@ -54,6 +57,9 @@ class Samples(IterableDataset[Sample]):
     """Pictures of `picture_px` × `picture_px` with their targets; picture i of a seed is always the same.
 
     textures: folder of product photos to use for a part of the rendered faces, or None.
+    tile_px: side of the network's tiles; pieces of labelled photos are about as large as tiles show them.
+    excess_width: by how much of their width the boxes of the detector that learns are too wide on real photos. It goes
+        on to find such boxes, which are narrowed afterwards, so that rendered shelves and photos teach it the same.
     first: number of the picture to begin with.
     """
 
@@ -65,6 +71,8 @@ class Samples(IterableDataset[Sample]):
         prompts_per_picture: int,
         textures: Path | None = None,
         labelled: LabelledPhotos | None = None,
+        tile_px: int = 1024,
+        excess_width: float = 0.0,
         first: int = 0,
     ) -> None:
         self.seed = seed
@@ -73,6 +81,8 @@ class Samples(IterableDataset[Sample]):
         self.textures_folder = textures
         self.textures: Textures | None = None
         self.labelled = labelled
+        self.tile_px = tile_px
+        self.excess_width = excess_width
         self.first = first
 
     def __iter__(self) -> Iterator[Sample]:
@@ -88,55 +98,67 @@ class Samples(IterableDataset[Sample]):
         """Picture `index` as it is and mirrored in other light; none when it shows too few facings to prompt."""
         number = (self.seed << 32) + index
         rng = np.random.default_rng(number)
-        facing_px = FACING_PX[0] + (FACING_PX[1] - FACING_PX[0]) * rng.random() ** 2
         is_labelled = self.labelled is not None and rng.random() < LABELLED_SHARE
         if is_labelled and self.labelled is not None:
             photo = self.labelled.photos[rng.integers(len(self.labelled.photos))]
             if not len(photo.boxes_xyxy):
                 return
-            shelf = cropped(self.labelled.read(photo.path), photo.boxes_xyxy, self.picture_px, facing_px, rng)
+            pixels = self.labelled.read(photo.path)
+            height, width = pixels.shape[:2]
+            scale = seen_scale((width, height), self.tile_px, rng)
+            shelf = cropped(pixels, photo.boxes_xyxy, self.picture_px, scale, rng)
         else:
+            facing_px = FACING_PX[0] + (FACING_PX[1] - FACING_PX[0]) * rng.random() ** 2
             size_wh = (self.picture_px, self.picture_px)
             shelf = render_shelf(number, size_wh, textures=self.textures, facing_px=facing_px)
-        if len(shelf.boxes_xyxy) < self.prompts_per_picture:
+        if len(shelf.boxes_xyxy) < max(1, self.prompts_per_picture):
             return
         for variant in (shelf, mirrored(shelf)):
-            yield self._sample(variant, rng, has_masks=not is_labelled)
+            yield self._sample(variant, rng, is_labelled=is_labelled)
 
-    def _sample(self, shelf: Shelf, rng: np.random.Generator, *, has_masks: bool) -> Sample:
-        dense = dense_targets(shelf.boxes_xyxy, self.picture_px, self.picture_px)
+    def _sample(self, shelf: Shelf, rng: np.random.Generator, *, is_labelled: bool) -> Sample:
+        boxes = with_width(shelf.boxes_xyxy, 1 / (1 - self.excess_width)) if is_labelled else shelf.boxes_xyxy
+        dense = dense_targets(boxes, self.picture_px, self.picture_px)
         prompts = prompt_targets(shelf.boxes_xyxy, shelf.instance_ids, self.prompts_per_picture, rng)
         return {
             "pixels": relit(shelf.photo_rgb, rng),
-            "has_masks": np.array(has_masks),
+            "has_masks": np.array(not is_labelled),
             **{f"dense_{name}": value for name, value in vars(dense).items()},
             **{f"prompt_{name}": value for name, value in vars(prompts).items()},
         }
 
 
-def cropped(
-    pixels: PixelArray, boxes_xyxy: FloatArray, picture_px: int, facing_px: float, rng: np.random.Generator
-) -> Shelf:
-    """A square piece of a photo around one of its facings, scaled so that they are about `facing_px` wide.
+def seen_scale(size_wh: tuple[int, int], tile_px: int, rng: np.random.Generator) -> float:
+    """How large a tile of pre-annotation shows a photo, for each of its pixels, at one of the levels; now a little
+    more, now a little less."""
+    scales = sorted({tile.scale for tile in dense_tiles(size_wh, tile_px)})
+    return float(rng.choice(scales) * np.exp(rng.uniform(-MAX_ZOOM, MAX_ZOOM)))
 
+
+def cropped(
+    pixels: PixelArray, boxes_xyxy: FloatArray, picture_px: int, scale: float, rng: np.random.Generator
+) -> Shelf:
+    """A square piece of a photo around one of its facings, at about `scale` pixels for each of the photo's.
+
+    No piece shows more than the photo's longer side. A little wider or narrower than it is, so that sizes vary.
     Its instance ids are the boxes themselves, smaller ones before larger ones: what is inside them is not known. Beyond
     the photo it is grey. Facings that the piece's edge cuts are labelled as far as they are seen, like rendered ones.
     """
     height, width = pixels.shape[:2]
-    typical = float(np.median(boxes_xyxy[:, 2] - boxes_xyxy[:, 0]))
-    scale = float(np.clip(facing_px / max(typical, 1.0), picture_px / max(width, height), MAX_ENLARGEMENT))
-    side = picture_px / scale
+    least = picture_px / max(width, height)
+    scale_xy = max(scale, least) * np.exp(rng.uniform(-1, 1) * np.array([MAX_STRETCH, -MAX_STRETCH]) / 2)
+    side = picture_px / scale_xy
     box = boxes_xyxy[rng.integers(len(boxes_xyxy))]
     centre = (box[:2] + box[2:]) / 2 + rng.uniform(-0.3, 0.3, 2) * side
     last = np.maximum(np.array([width, height]) - side, 0)
     left, top = np.clip(centre - side / 2, 0, last).round().astype(int)
-    window = pixels[top : top + round(side), left : left + round(side)]
-    size_wh = tuple(max(1, round(extent * scale)) for extent in window.shape[1::-1])
+    window = pixels[top : top + round(side[1]), left : left + round(side[0])]
+    size_wh = tuple(max(1, round(extent * along)) for extent, along in zip(window.shape[1::-1], scale_xy, strict=True))
     picture = np.full((picture_px, picture_px, 3), BEYOND_RGB, np.uint8)
     resized = cv2.resize(window, size_wh, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     resized = resized[:picture_px, :picture_px]
     picture[: resized.shape[0], : resized.shape[1]] = resized
-    whole = (boxes_xyxy - np.array([left, top, left, top])) * scale
+    whole = (boxes_xyxy - np.array([left, top, left, top])) * np.tile(scale_xy, 2)
     seen = whole.clip(0, picture_px)
     sides, whole_sides = seen[:, 2:] - seen[:, :2], whole[:, 2:] - whole[:, :2]
     keep = (sides.prod(1) >= MIN_VISIBLE_SHARE * whole_sides.prod(1)) & (sides >= MIN_SIDE_PX).all(1)

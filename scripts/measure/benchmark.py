@@ -18,7 +18,7 @@ from typing import Any
 from model import EngineOptions
 from model.device import choose_placement
 from model.memory import is_out_of_memory
-from scripts.measure import engine, floor, parity, project, server, transports, upstream
+from scripts.measure import clicks_beside_training, engine, floor, parity, project, server, transports, upstream
 
 MEGAPIXELS = (2.0, 8.0, 16.0)
 
@@ -28,6 +28,7 @@ class Section(StrEnum):
 
     sizes = "sizes"
     lanes = "lanes"
+    training = "training"
     http = "http"
     memory = "memory"
     upstream = "upstream"
@@ -65,6 +66,10 @@ ENGINE_SECTIONS: Mapping[Section, tuple[Callable[[Plan, engine.ObservedEngine], 
     Section.lanes: (
         lambda _, observed: engine.measure_engine_lanes(observed.engine),
         partial(engine.print_lanes, "engine"),
+    ),
+    Section.training: (
+        lambda _, observed: clicks_beside_training.measure_clicks_beside_training(observed.engine),
+        clicks_beside_training.print_clicks_beside_training,
     ),
 }
 #: The same of all others.
