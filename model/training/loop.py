@@ -58,8 +58,8 @@ class TrainOptions:
     workers: processes that render.
     prompts_per_picture: without any, the answers to prompts are not trained, and a step takes 60 % of the time.
     start_share: how much of the weights at the start there is in those that are exported; see `exported_weights`.
-    learn_encoder: whether the trunk's encoder learns too, where it is not frozen anyway; without, batch norms keep
-        their statistics as well, and a step takes less than half of the time.
+    learn_encoder: whether the trunk's encoder learns too, where it is not frozen anyway; without, a step takes less
+        than half of the time.
     report_every: steps between two reports. save_every_s: seconds of training between two states to resume from.
     score_every_s: seconds of training between two measurements of the averaged weights.
     """
@@ -300,13 +300,6 @@ class _Run:
         return path
 
 
-def keep_statistics(module: FacingsModule) -> None:
-    """Lets all batch norms go on with the statistics that they have, as at inference."""
-    for part in module.modules():
-        if isinstance(part, torch.nn.BatchNorm2d):
-            part.eval()
-
-
 class Every:
     """Whether it is time for something that is done once in so many seconds."""
 
@@ -379,8 +372,6 @@ def train(
     if score is not None:
         _measure(run, score, report)
     run.module.train()
-    if not options.learn_encoder:
-        keep_statistics(run.module)
     began_s = clock()
     for raw in _batches(run):
         batch = {name: value if name == "pixels" else value.to(options.device) for name, value in raw.items()}
