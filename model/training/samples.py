@@ -129,8 +129,8 @@ class Samples(IterableDataset[Sample]):
 
 
 def seen_scale(size_wh: tuple[int, int], tile_px: int, rng: np.random.Generator) -> float:
-    """How large a tile of pre-annotation shows a photo, for each of its pixels, at one of the levels; now a little
-    more, now a little less."""
+    """Pixels for each of a photo's, as in the tiles of one of the levels of pre-annotation, up to MAX_ZOOM more or
+    less."""
     scales = sorted({tile.scale for tile in dense_tiles(size_wh, tile_px)})
     return float(rng.choice(scales) * np.exp(rng.uniform(-MAX_ZOOM, MAX_ZOOM)))
 
@@ -140,14 +140,14 @@ def cropped(
 ) -> Shelf:
     """A square piece of a photo around one of its facings, at about `scale` pixels for each of the photo's.
 
-    No piece shows more than the photo's longer side. A little wider or narrower than it is, so that sizes vary.
-    Its instance ids are the boxes themselves, smaller ones before larger ones: what is inside them is not known. Beyond
+    It never shows more than the photo's longer side, and is stretched a little, so that the shapes of facings vary. Its
+    instance ids are the boxes themselves, smaller ones before larger ones: what is inside them is not known. Beyond
     the photo it is grey. Facings that the piece's edge cuts are labelled as far as they are seen, like rendered ones.
     """
     height, width = pixels.shape[:2]
     least = picture_px / max(width, height)
     scale_xy = max(scale, least) * np.exp(rng.uniform(-1, 1) * np.array([MAX_STRETCH, -MAX_STRETCH]) / 2)
-    side = picture_px / scale_xy
+    side = np.maximum(picture_px / scale_xy, 1)
     box = boxes_xyxy[rng.integers(len(boxes_xyxy))]
     centre = (box[:2] + box[2:]) / 2 + rng.uniform(-0.3, 0.3, 2) * side
     last = np.maximum(np.array([width, height]) - side, 0)
