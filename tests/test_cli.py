@@ -129,7 +129,7 @@ def test_the_names_of_the_package_model_come_without_torchvision() -> None:
         (["train", "--out", "{tmp}", "--label", "x"], "--label: expected a folder of label files"),
         (["train", "--out", "{tmp}", "--truth", "{tmp}/a.json", "--photos", "{tmp}"], "a.json': cannot be read"),
         (["train", "--out", "{tmp}", "--truth", "{tmp}/empty.json", "--photos", "{tmp}"], "expected COCO"),
-        (["train", "--out", "{tmp}", "--from", "{tmp}/none.safetensors"], "none.safetensors': cannot be read"),
+        (["train", "--out", "{tmp}", "--from", "{tmp}/none.safetensors"], "no file at '{tmp}/none.safetensors'"),
         (["preannotate", "{tmp}", "--out", "{tmp}/b.json"], "found none"),
         (["preannotate", "{tmp}"], "--out: expected a file"),
         (["preannotate", "{tmp}", "--out", "{tmp}"], "--out '{tmp}': expected a file"),
