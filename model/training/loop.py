@@ -22,7 +22,14 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from model.checkpoints import BUNDLED_CONFIG, excess_width, find_checkpoint, read_weights, write_weights
+from model.checkpoints import (
+    BUNDLED_CONFIG,
+    calibrated_threshold,
+    excess_width,
+    find_checkpoint,
+    read_weights,
+    write_weights,
+)
 from model.network import PIXEL_DEVIATION, PIXEL_MEAN
 from model.proposer import boxes_of_cells
 from model.sam2_module import PRIOR_LOGIT, FacingsModule, FeatureMaps, build_module, load_weights
@@ -221,12 +228,13 @@ class _Run:
         self.options = options
         self.module = build_module(BUNDLED_CONFIG).to(options.device).to(memory_format=torch.channels_last)
         self.excess_width = 0.0
+        self.score_threshold: float | None = None
         self.start: dict[str, torch.Tensor] = {}
         if options.start_from is None:
             initialise_decoder(self.module)
         else:
             start = find_checkpoint(str(options.start_from), config=BUNDLED_CONFIG, has_gpu=False)
-            self.excess_width = excess_width(start)
+            self.excess_width, self.score_threshold = excess_width(start), calibrated_threshold(start)
             load_weights(self.module, read_weights(options.start_from), options.start_from.name)
         if options.start_share:
             self.start = {name: tensor.clone() for name, tensor in self.module.state_dict().items()}
@@ -289,11 +297,16 @@ class _Run:
         }
 
     def export(self, *, score_threshold: float | None = None) -> Path:
-        """Writes the averaged weights as fp16 safetensors, with how they came about in the file's metadata."""
+        """Writes the averaged weights as fp16 safetensors, with how they came about in the file's metadata.
+
+        score_threshold: as measured; without, that of the weights at the start.
+        """
         path = self.options.out / "facings-nano.safetensors"
         names = ("minutes", "seed", "batch_size", "prompts_per_picture", "picture_px", "learning_rate")
         facts = {name: str(getattr(self.options, name)) for name in names}
         facts |= {"network": BUNDLED_CONFIG, "steps": str(self.step), "excess_width": f"{self.excess_width:g}"}
+        if score_threshold is None:
+            score_threshold = self.score_threshold
         if score_threshold is not None:
             facts["score_threshold"] = f"{score_threshold:g}"
         write_weights(path, self.exported_weights(), facts)
