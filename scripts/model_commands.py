@@ -71,9 +71,17 @@ def evaluate(
         bool,
         typer.Option(
             "--learning-curve",
-            help="Instead, let the bundled detector learn from 0, 5, 10 and 20 photos, and measure it on others.",
+            help="Instead, let the bundled detector learn from a few photos, and measure it on others.",
         ),
     ] = False,
+    submitted: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=0,
+            help="Of --learning-curve: photos to submit; repeatable, 0, 5, 10 and 20 by default.",
+            show_default=False,
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Of --learning-curve: ways to cut the photos in two.")] = 3,
     score_threshold: ThresholdOption = None,
     checkpoint: CheckpointOption = None,
@@ -91,7 +99,7 @@ def evaluate(
       facings evaluate --photos shelves/images --truth shelves/coco.json
       facings evaluate --photos shelves --truth export.json --limit 10 --prompts --annotate
       facings evaluate --photos shelves --truth coco.json --sweep --checkpoint runs/a/facings-nano.safetensors
-      LEARN_MINUTES=12 facings evaluate --photos shelves --truth coco.json --learning-curve --seeds 1
+      LEARN_MINUTES=12 facings evaluate --photos shelves --truth coco.json --learning-curve --seeds 1 --submitted 20
     """
     from scripts.measure import evaluate as command
 
@@ -102,7 +110,11 @@ def evaluate(
         from scripts.measure import learning_curve as curve
 
         keep_freed_memory()
-        curve.print_curve(curve.learning_curve(read_settings(device=device), known.photos, seeds=seeds))
+        curve.print_curve(
+            curve.learning_curve(
+                read_settings(device=device), known.photos, seeds=seeds, counts=submitted or curve.PHOTOS
+            )
+        )
         return
     with open_bulk_service(read_settings(checkpoint=checkpoint, device=device)) as service:
         evaluation = command.evaluate(

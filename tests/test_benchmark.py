@@ -204,21 +204,26 @@ def test_clicks_go_on_for_as_long_as_the_bulk_work_runs() -> None:
 
 
 @pytest.mark.usefixtures("plain_shelf")
+def test_clicks_go_on_beside_a_real_training() -> None:
+    result = clicks_beside_training.measure_clicks_beside_training(SleepyEngine(), "cpu", minutes=0.05)
+    assert (result.idle.calls, result.bulk) == (5, "a training")
+    assert result.bulk_s >= 3
+    assert result.busy.calls > 5
+
+
 @pytest.mark.usefixtures("plain_shelf")
-def test_clicks_go_on_beside_a_real_training_and_the_slow_ones_are_compared() -> None:
-    result = clicks_beside_training.measure_clicks_beside_training(SleepyEngine(), minutes=0.05)
-    assert result.alone.calls == 5
-    assert result.training_s >= 3
-    assert result.beside.calls > 5
-    assert result.p95_ratio == result.beside.p95_s / result.alone.p95_s
+def test_a_training_that_fails_is_no_measurement() -> None:
+    with pytest.raises(CommandError, match="exit status 0, got 1"):
+        clicks_beside_training.measure_clicks_beside_training(SleepyEngine(), "nothing", minutes=0.05)
 
 
+@pytest.mark.usefixtures("plain_shelf")
 def test_a_failure_of_the_bulk_work_is_not_lost() -> None:
     def bulk() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        benchmark_engine.measure_lanes(lambda: None, bulk, photos=1)
+        benchmark_engine.measure_lanes(lambda: None, bulk, name="a failure")
 
 
 def test_growth_compares_the_end_with_the_first_sample_of_full_caches() -> None:

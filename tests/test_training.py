@@ -124,7 +124,7 @@ def test_other_light_keeps_what_is_bright_bright() -> None:
 
 
 def test_picture_i_of_a_seed_is_always_the_same() -> None:
-    shelves = Samples(seed=0, picture_px=256, prompts_per_picture=1)
+    shelves = Samples(seed=0, picture_px=256, prompts_per_picture=1, tile_px=1024)
     once, again = (next(shelves.samples(4)) for _ in range(2))
     assert all(np.array_equal(once[name], again[name]) for name in once)
 
@@ -164,7 +164,9 @@ def test_photos_teach_boxes_that_are_as_much_too_wide_as_those_that_are_narrowed
     ratios: dict[bool, set[float]] = {True: set(), False: set()}
     for index in range(8):
         exact, wide = (
-            Samples(seed=0, picture_px=96, prompts_per_picture=1, labelled=labelled, excess_width=excess).samples(index)
+            Samples(
+                seed=0, picture_px=96, prompts_per_picture=1, tile_px=1024, labelled=labelled, excess_width=excess
+            ).samples(index)
             for excess in (0.0, 0.2)
         )
         for one, other in zip(exact, wide, strict=True):
@@ -230,7 +232,7 @@ def test_fine_tuning_learns_from_labelled_photos_and_the_measured_threshold_stay
     )
     seen: list[bool] = []
     for index in range(8):
-        tiny = Samples(seed=0, picture_px=96, prompts_per_picture=1, labelled=labelled)
+        tiny = Samples(seed=0, picture_px=96, prompts_per_picture=1, tile_px=1024, labelled=labelled)
         seen += [bool(sample["has_masks"]) for sample in tiny.samples(index)]
     assert {True, False} == set(seen)
     options = replace(TINY, out=tmp_path / "run", minutes=3 / 60, start_from=BUNDLED_WEIGHTS, labelled=labelled)

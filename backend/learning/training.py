@@ -41,7 +41,7 @@ PROMOTION_MARGIN = 0.03  # by which share corrections have to fall
 MEASUREMENTS = 4  # of a training: after each quarter of its time
 PATIENCE = 2  # measurements without a better one, after which a training ends
 LEARNING_RATE = 2e-3
-START_SHARE = 0.5  # of the weights at the start: less of what rendered shelves taught is forgotten, and as much learned
+START_SHARE = 0.5  # of the weights at the start: less of what rendered shelves taught is forgotten
 LOCK_WAIT_S = 10.0  # for a server that reads what was submitted
 
 Show = Callable[[str], None]

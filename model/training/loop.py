@@ -285,9 +285,8 @@ class _Run:
             log.write(json.dumps(line) + "\n")
 
     def exported_weights(self) -> dict[str, torch.Tensor]:
-        """The averaged weights, or, with a `start_share`, the line between the weights at the start and them: much of
-        what a short training learns, and of what it forgets, lies along it, but not at the same places (WiSE-FT,
-        Wortsman et al. 2022)."""
+        """The averaged weights; with a `start_share`, moved towards the weights at the start by so much of the way, so
+        that less of what these knew is forgotten (WiSE-FT, Wortsman et al. 2022)."""
         learned: dict[str, torch.Tensor] = self.average.module.state_dict()
         return {
             name: torch.lerp(tensor, self.start[name], self.options.start_share)

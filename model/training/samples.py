@@ -69,9 +69,9 @@ class Samples(IterableDataset[Sample]):
         seed: int,
         picture_px: int,
         prompts_per_picture: int,
+        tile_px: int,
         textures: Path | None = None,
         labelled: LabelledPhotos | None = None,
-        tile_px: int = 1024,
         excess_width: float = 0.0,
         first: int = 0,
     ) -> None:

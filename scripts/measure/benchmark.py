@@ -68,8 +68,10 @@ ENGINE_SECTIONS: Mapping[Section, tuple[Callable[[Plan, engine.ObservedEngine], 
         partial(engine.print_lanes, "engine"),
     ),
     Section.training: (
-        lambda _, observed: clicks_beside_training.measure_clicks_beside_training(observed.engine),
-        clicks_beside_training.print_clicks_beside_training,
+        lambda plan, observed: clicks_beside_training.measure_clicks_beside_training(
+            observed.engine, plan.options.device
+        ),
+        partial(engine.print_lanes, "engine"),
     ),
 }
 #: The same of all others.

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from backend.errors import CommandError
@@ -18,55 +17,33 @@ from model import Engine
 from model.checkpoints import BUNDLED_WEIGHTS
 from model.training.heap import keep_freed_memory
 from model.training.samples import LabelledPhoto
-from scripts.measure.engine import measure_lanes
-from scripts.measure.timing import Timing, clicks_on, format_timing, shelf_photos
+from scripts.measure.engine import LanesResult, measure_lanes
+from scripts.measure.timing import clicks_on, shelf_photos
 
 MEGAPIXELS = 8.0
 MINUTES = 2.0
 SHELVES, SHELF_WH = 4, (1600, 1200)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClicksBesideTraining:
-    """Clicks alone, and while a training goes on for so many seconds, its start included."""
-
-    alone: Timing
-    beside: Timing
-    training_s: float
-
-    @property
-    def p95_ratio(self) -> float:
-        """How many times slower the slow clicks are beside the training."""
-        return self.beside.p95_s / self.alone.p95_s
-
-
-def measure_clicks_beside_training(engine: Engine, *, minutes: float = MINUTES) -> ClicksBesideTraining:
-    """Clicks on one known photo at an annotator's pace. Raises CommandError for a training that fails."""
+def measure_clicks_beside_training(engine: Engine, device: str, *, minutes: float = MINUTES) -> LanesResult:
+    """Clicks on one known photo at an annotator's pace, alone and beside a training on `device`, its start included.
+    Raises CommandError for a training that fails."""
     photo = next(shelf_photos(MEGAPIXELS, seed=3))
     engine.preannotate(photo)
     clicks = clicks_on(photo, seed=0)
     with tempfile.TemporaryDirectory() as folder:
 
         def training() -> None:
-            process = multiprocessing.get_context("spawn").Process(target=_train, args=(Path(folder), minutes))
+            process = multiprocessing.get_context("spawn").Process(target=_train, args=(Path(folder), device, minutes))
             process.start()
             process.join()
             if process.exitcode:
                 raise CommandError(f"training: expected exit status 0, got {process.exitcode}")
 
-        measured = measure_lanes(lambda: engine.refine(photo, [next(clicks)]), training, photos=0)
-    return ClicksBesideTraining(alone=measured.idle, beside=measured.busy, training_s=measured.bulk_s)
+        return measure_lanes(lambda: engine.refine(photo, [next(clicks)]), training, name="a training")
 
 
-def print_clicks_beside_training(result: ClicksBesideTraining) -> None:
-    print(f"clicks alone: {format_timing(result.alone)} ({result.alone.calls} clicks)")
-    print(
-        f"clicks beside a training ({result.training_s:.0f} s): {format_timing(result.beside)} "
-        f"({result.beside.calls} clicks), p95 is {result.p95_ratio:.2f} times its value alone"
-    )
-
-
-def _train(folder: Path, minutes: float) -> None:
+def _train(folder: Path, device: str, minutes: float) -> None:
     """A training as `backend.learning` does it, on rendered shelves in the place of photos."""
     import cv2
 
@@ -80,7 +57,7 @@ def _train(folder: Path, minutes: float) -> None:
         path = folder / f"{number}.png"
         cv2.imwrite(str(path), shelf.photo_rgb[..., ::-1])
         photos.append(LabelledPhoto(path=path, boxes_xyxy=shelf.boxes_xyxy))
-    better = itertools.count()
+    better = itertools.count()  # each measurement is better than the one before, so that it goes on to its end
     fine_tune(
         folder / "run",
         photos,
@@ -88,7 +65,7 @@ def _train(folder: Path, minutes: float) -> None:
         lambda _: Figures(corrections=-float(next(better)), ap=0.0, ap50=0.0, score_threshold=0.5),
         max_pixels=SHELF_WH[0] * SHELF_WH[1],
         minutes=minutes,
-        device="cpu",
+        device=device,
         show=lambda _: None,
         report=lambda _: None,
     )

@@ -47,16 +47,16 @@ class SizeResult:
 
 @dataclass(frozen=True, kw_only=True)
 class LanesResult:
-    """Clicks alone, and while a bulk request runs."""
+    """Clicks alone, and while bulk work runs. bulk: what that is."""
 
     idle: Timing
     busy: Timing
-    bulk_photos: int
+    bulk: str
     bulk_s: float
 
     @property
     def p95_ratio(self) -> float:
-        """How many times slower the slow clicks are while bulk work runs."""
+        """How many times slower the slow clicks are beside the bulk work."""
         return self.busy.p95_s / self.idle.p95_s
 
 
@@ -167,7 +167,7 @@ def read_as_jpeg(photo: Photo) -> tuple[Photo, float]:
     return read, time.perf_counter() - began
 
 
-def measure_lanes(click: Callable[[], object], bulk: Callable[[], object], *, photos: int) -> LanesResult:
+def measure_lanes(click: Callable[[], object], bulk: Callable[[], object], *, name: str) -> LanesResult:
     """Clicks at an annotator's pace, first alone, then for as long as `bulk` runs in a thread of its own."""
 
     def paced_click() -> float:
@@ -182,7 +182,7 @@ def measure_lanes(click: Callable[[], object], bulk: Callable[[], object], *, ph
         busy = [paced_click()]
         while not running.done():
             busy.append(paced_click())
-    return LanesResult(idle=timing(idle), busy=timing(busy), bulk_photos=photos, bulk_s=running.result())
+    return LanesResult(idle=timing(idle), busy=timing(busy), bulk=name, bulk_s=running.result())
 
 
 def measure_engine_lanes(engine: Engine, *, photos: int = BULK_PHOTOS) -> LanesResult:
@@ -196,7 +196,7 @@ def measure_engine_lanes(engine: Engine, *, photos: int = BULK_PHOTOS) -> LanesR
         for _ in range(photos):
             engine.preannotate(next(shelves))
 
-    return measure_lanes(lambda: engine.refine(known, [next(clicks)]), bulk, photos=photos)
+    return measure_lanes(lambda: engine.refine(known, [next(clicks)]), bulk, name=f"{photos} photos")
 
 
 def print_size(result: SizeResult) -> None:
@@ -217,6 +217,6 @@ def print_lanes(where: str, result: LanesResult) -> None:
     """Clicks alone and during bulk work, in two lines."""
     print(f"{where}: clicks alone {format_timing(result.idle)} ({result.idle.calls} clicks)")
     print(
-        f"{where}: clicks while {result.bulk_photos} photos run ({result.bulk_s:.1f} s) {format_timing(result.busy)} "
+        f"{where}: clicks beside {result.bulk} ({result.bulk_s:.1f} s) {format_timing(result.busy)} "
         f"({result.busy.calls} clicks), p95 is {result.p95_ratio:.2f} times its idle value"
     )

@@ -202,7 +202,7 @@ def measure_http_lanes(options: EngineOptions, *, photos: int) -> LanesResult:
             if sum("result" in item for item in items) < photos:
                 raise CommandError(f"the backend: expected boxes of {photos} photos, got fewer")
 
-        return measure_lanes(click, bulk, photos=photos)
+        return measure_lanes(click, bulk, name=f"{photos} photos")
 
 
 def _boxes_of(response: requests.Response, kind: str) -> list[dict[str, Any]]:
