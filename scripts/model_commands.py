@@ -109,6 +109,9 @@ def evaluate(
         from model.training.heap import keep_freed_memory
         from scripts.measure import learning_curve as curve
 
+        most = len(known.photos) // 2
+        if submitted and max(submitted) > most:
+            raise OptionError(f"--submitted: expected at most {most}, half of the photos, got {max(submitted)}")
         keep_freed_memory()
         curve.print_curve(
             curve.learning_curve(

@@ -116,6 +116,18 @@ def test_the_names_of_the_package_model_come_without_torchvision() -> None:
     assert finished.stdout.strip() == "False"
 
 
+def test_a_learning_curve_of_more_photos_than_a_half_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    image = {"id": 1, "file_name": "a.png", "width": 64, "height": 48}
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 20, 30]}
+    (tmp_path / "truth.json").write_text(json.dumps({"images": [image], "annotations": [box]}))
+    truth = ["--photos", str(tmp_path), "--truth", str(tmp_path / "truth.json")]
+    assert run(monkeypatch, "evaluate", *truth, "--learning-curve", "--submitted", "1") == 2
+    assert "--submitted: expected at most 0, half of the photos, got 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
