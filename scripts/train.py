@@ -38,7 +38,11 @@ def labelled_photos(known: KnownPhotos) -> LabelledPhotos:
     max_pixels = Settings.from_env(os.environ).max_photo_pixels
     read = partial(read_photo, max_pixels=max_pixels)
     usable = [
-        LabelledPhoto(path=entry.path, boxes_xyxy=entry.truth.boxes_xyxy.astype("float32"))
+        LabelledPhoto(
+            path=entry.path,
+            boxes_xyxy=entry.truth.boxes_xyxy.astype("float32"),
+            crowds_xyxy=entry.truth.crowds_xyxy.astype("float32"),
+        )
         for entry, _ in read_photos(known.photos, read, label="photos to learn from", leave_out=print_left_out)
         if len(entry.truth.boxes_xyxy)
     ]

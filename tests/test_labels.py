@@ -424,3 +424,11 @@ def test_photos_that_cannot_be_used_are_left_out_of_training_with_a_line_each(
     del content["images"][1], content["annotations"][1]
     with pytest.raises(CommandError, match="none of 2 can be used"):
         labelled_photos(known(folder, content))
+
+
+def test_areas_with_facings_that_nobody_boxed_stay_known_to_training(folder: Path) -> None:
+    content = coco("a.png", boxes=[[0, 0, 9, 9], [20, 30, 40, 50]])
+    content["annotations"][1]["iscrowd"] = 1
+    (photo,) = labelled_photos(known(folder, content)).photos
+    assert photo.boxes_xyxy.tolist() == [[0, 0, 9, 9]]
+    assert photo.crowds_xyxy.tolist() == [[20, 30, 60, 80]]

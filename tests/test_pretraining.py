@@ -15,7 +15,7 @@ from model.proposer import ProposalHead
 from model.renderer.shelves import render_shelf
 from model.sam2_module import build_module, load_module, load_weights
 from model.training.losses import centre_loss, quality_loss
-from model.training.pictures import IGNORED, Pictures, dense_batch, prompt_batch, relit_batch
+from model.training.pictures import Pictures, dense_batch, prompt_batch, relit_batch
 from model.training.pretraining import (
     Learner,
     PretrainOptions,
@@ -26,7 +26,7 @@ from model.training.pretraining import (
     pseudo_labels,
 )
 from model.training.render_pool import RenderPool
-from model.training.targets import dense_targets
+from model.training.targets import UNKNOWN, dense_targets
 from model.trunk import AdaptedTrunk, EfficientNetLite
 
 DEPTHS, WIDTHS = [1, 1, 1, 1, 1, 1, 1], [8, 8, 8, 8, 8, 8, 8]
@@ -147,7 +147,7 @@ def test_targets_of_a_batch_are_those_of_single_pictures() -> None:
     pieces = kept_pictures().pieces(3, 128)
     batch = dense_batch(pieces)
     for row in range(3):
-        wanted = dense_targets(pieces.boxes_xyxy[row][pieces.is_box[row]].numpy(), 128, 128)
+        wanted = dense_targets(pieces.boxes_xyxy[row][pieces.is_box[row]].numpy(), pieces.ids[row].numpy())
         assert (batch.centre[row] == 1).sum() == (wanted.centre == 1).sum()
         assert np.abs(batch.centre[row].numpy() - wanted.centre).mean() < 0.01
         both = (batch.weight[row].numpy() > 0) & (wanted.weight > 0)
@@ -193,8 +193,8 @@ def test_sure_boxes_teach_and_unsure_ones_are_left_out() -> None:
     boxes = np.array([[0, 0, 20, 20], [40, 0, 60, 20]], np.float32)
     ids, kept = pseudo_labels(boxes, np.array([True, False]), 64)
     assert kept.tolist() == [[0, 0, 20, 20]]
-    assert set(ids.unique().tolist()) == {IGNORED, 0, 1}
-    assert (ids[:20, 40:60] == IGNORED).all()
+    assert set(ids.unique().tolist()) == {UNKNOWN, 0, 1}
+    assert (ids[:20, 40:60] == UNKNOWN).all()
 
 
 def test_a_piece_of_a_photo_shows_what_was_found_there() -> None:

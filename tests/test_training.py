@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,7 @@ from model.checkpoints import (
 )
 from model.device import Placement
 from model.network import Network
-from model.proposer import boxes_of_cells
+from model.proposer import STRIDE, boxes_of_cells
 from model.renderer.shelves import render_shelf
 from model.sam2_module import build_module
 from model.training.loop import Every, TrainOptions, corrections, on_canvas, train
@@ -43,20 +44,20 @@ from model.training.samples import (
     relit,
     seen_scale,
 )
-from model.training.targets import dense_targets, prompt_targets
+from model.training.targets import UNKNOWN, dense_targets, prompt_targets
 from scripts.train import Printer
 
 TINY = TrainOptions(out=Path("run"), batch_size=2, prompts_per_picture=1, picture_px=96, workers=0)
 
 
 def test_no_facings_give_empty_targets() -> None:
-    targets = dense_targets(np.zeros((0, 4), np.float32), 64, 64)
+    targets = dense_targets(np.zeros((0, 4), np.float32), np.zeros((64, 64), np.int32))
     assert targets.centre.max() == targets.weight.max() == 0
 
 
 def test_each_facing_has_one_centre_and_cells_that_share_a_weight_of_one() -> None:
     boxes = np.array([[0, 0, 30, 60], [100, 40, 180, 90], [30, 0, 60, 60]], np.float32)
-    targets = dense_targets(boxes, 128, 256)
+    targets = dense_targets(boxes, np.zeros((128, 256), np.int32))
     rows, columns = np.nonzero(targets.centre == 1)
     assert len(rows) == 3
     assert sorted(map(tuple, targets.boxes_xyxy[rows, columns].tolist())) == sorted(map(tuple, boxes.tolist()))
@@ -65,7 +66,7 @@ def test_each_facing_has_one_centre_and_cells_that_share_a_weight_of_one() -> No
 
 def test_perfect_answers_cost_nothing() -> None:
     boxes = np.array([[10, 10, 40, 90], [60, 20, 100, 80]], np.float32)
-    targets = dense_targets(boxes, 128, 128)
+    targets = dense_targets(boxes, np.zeros((128, 128), np.int32))
     truth, weight = torch.from_numpy(targets.boxes_xyxy)[None], torch.from_numpy(targets.weight)[None]
     assert box_loss(truth, truth, weight).item() == pytest.approx(0, abs=1e-5)
     centre = torch.from_numpy(targets.centre)[None]
@@ -134,9 +135,10 @@ def test_a_piece_of_a_labelled_photo_shows_the_facings_where_its_boxes_say() -> 
     marked = np.zeros_like(shelf.photo_rgb)
     for number, (x0, y0, x1, y1) in enumerate(shelf.boxes_xyxy.astype(int), 1):
         marked[y0:y1, x0:x1] = (1 + number % 250, 1 + number % 250, 1 + number % 250)
+    photo = LabelledPhoto(path=Path("marked"), boxes_xyxy=shelf.boxes_xyxy)
     rng = np.random.default_rng(2)
     for scale in (0.5, 0.8, 1.2):
-        piece = cropped(marked, shelf.boxes_xyxy, 256, scale, rng)
+        piece = cropped(marked, photo, 256, scale, rng)
         assert piece.photo_rgb.shape == (256, 256, 3)
         assert len(piece.boxes_xyxy) > 3
         assert np.median(piece.boxes_xyxy[:, 2] - piece.boxes_xyxy[:, 0]) == pytest.approx(24 * scale, rel=0.6)
@@ -145,6 +147,27 @@ def test_a_piece_of_a_labelled_photo_shows_the_facings_where_its_boxes_say() -> 
             if piece.instance_ids[y, x] == number:
                 assert piece.photo_rgb[y, x].min() > 0
         assert set(np.unique(piece.instance_ids)) - {0} == set(range(1, len(piece.boxes_xyxy) + 1))
+
+
+def test_areas_with_facings_that_nobody_boxed_teach_nothing(tmp_path: Path) -> None:
+    boxes = np.array([[20, 20, 60, 100]], np.float32)
+    crowds = np.array([[50, 10, 180, 190]], np.float32)
+    photo = LabelledPhoto(path=tmp_path / "photo.npy", boxes_xyxy=boxes, crowds_xyxy=crowds)
+    pixels = np.zeros((200, 200, 3), np.uint8)
+    pixels[10:190, 50:180] = 200  # the crowd, in white
+    piece = mirrored(cropped(pixels, photo, 256, 1.28, np.random.default_rng(0)))
+    is_crowd = cv2.erode((piece.photo_rgb.min(2) > 150).astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
+    assert is_crowd.any()
+    assert (piece.instance_ids[is_crowd] != 0).all()
+    targets = dense_targets(piece.boxes_xyxy, piece.instance_ids)
+    known = targets.is_known.repeat(STRIDE, 0).repeat(STRIDE, 1)
+    assert not known[is_crowd & (piece.instance_ids == UNKNOWN)].any()
+    assert targets.is_known[targets.centre == 1].all()
+    assert known[(piece.instance_ids == 0) & ~is_crowd].mean() > 0.8
+    sure_of_more = torch.full(targets.centre.shape, 9.0)[None]
+    centre, is_known = torch.from_numpy(targets.centre)[None], torch.from_numpy(targets.is_known)[None]
+    everywhere = torch.ones_like(is_known)
+    assert centre_loss(sure_of_more, centre, is_known) < 0.7 * centre_loss(sure_of_more, centre, everywhere)
 
 
 def test_pieces_of_photos_are_about_as_large_as_the_tiles_of_pre_annotation_show_them() -> None:
@@ -178,9 +201,8 @@ def test_photos_teach_boxes_that_are_as_much_too_wide_as_those_that_are_narrowed
 
 
 def test_a_photo_smaller_than_the_picture_is_filled_up_in_grey() -> None:
-    piece = cropped(
-        np.zeros((40, 60, 3), np.uint8), np.array([[5, 5, 25, 35]], np.float32), 256, 1.5, np.random.default_rng(0)
-    )
+    photo = LabelledPhoto(path=Path("small"), boxes_xyxy=np.array([[5, 5, 25, 35]], np.float32))
+    piece = cropped(np.zeros((40, 60, 3), np.uint8), photo, 256, 1.5, np.random.default_rng(0))
     scale = 256 / 60  # at which the piece shows all of it
     assert piece.boxes_xyxy.tolist()[0] == pytest.approx(
         [5 * scale, 5 * scale, 25 * scale, 35 * scale], rel=MAX_STRETCH

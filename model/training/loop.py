@@ -105,7 +105,7 @@ def losses_of(
     centre_logits, distances, quality = module.proposal_head.answers(maps.finest)
     boxes = boxes_of_cells(distances)
     result = {
-        "centre": centre_loss(centre_logits, batch["dense_centre"]),
+        "centre": centre_loss(centre_logits, batch["dense_centre"], batch["dense_is_known"]),
         "box": box_loss(boxes, batch["dense_boxes_xyxy"], batch["dense_weight"]),
     }
     if quality is not None:

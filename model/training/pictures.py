@@ -14,10 +14,9 @@ from torch.nn import functional
 
 from model.proposer import STRIDE
 from model.renderer.shelves import MIN_SIDE_PX, MIN_VISIBLE_SHARE
-from model.training.targets import CENTRE_SPREAD, MASK_STRIDE, MAX_PROMPT_TOKENS
+from model.training.targets import CENTRE_SPREAD, MASK_STRIDE, MAX_PROMPT_TOKENS, UNKNOWN
 
 MAX_BOXES = 1024  # of one picture; those with more are not kept
-IGNORED = -1  # in place of an id: what is there is unknown
 SCALES = (0.72, 1.4)  # of a piece against its picture
 STRETCH = 0.1  # by which the two axes may differ, as a logarithm
 CHUNK = 64  # boxes whose bells are in memory at a time
@@ -166,7 +165,7 @@ def dense_batch(pieces: Pieces) -> DenseBatch:
         own_box = part.gather(1, owner[..., None].expand(-1, -1, 4)).view(batch, side, side, 4)
         weight = torch.where(last > 0, share, weight)
         boxes = torch.where((last > 0)[..., None], own_box, boxes)
-    unknown = functional.max_pool2d((pieces.ids == IGNORED).float()[:, None], STRIDE)[:, 0] > 0
+    unknown = functional.max_pool2d((pieces.ids == UNKNOWN).float()[:, None], STRIDE)[:, 0] > 0
     return DenseBatch(centre=centre, boxes_xyxy=boxes, weight=weight, is_known=~unknown | (centre > 0.3))
 
 

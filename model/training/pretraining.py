@@ -35,7 +35,6 @@ from model.training.loop import SAM_STRIDE, SECOND_ROUND_SHARE, WEIGHTS_OF_LOSSE
 from model.training.losses import box_loss, centre_loss, quality_loss
 from model.training.optimizer import descend, optimizer_of, set_rate
 from model.training.pictures import (
-    IGNORED,
     MAX_BOXES,
     Pictures,
     Pieces,
@@ -44,6 +43,7 @@ from model.training.pictures import (
     relit_batch,
 )
 from model.training.render_pool import RenderPool
+from model.training.targets import UNKNOWN
 from model.trunk import EfficientNetLite
 from model.types import BoolArray, CheckpointError, Detections, FloatArray, Photo, PixelArray
 
@@ -205,7 +205,7 @@ def pseudo_labels(boxes: FloatArray, is_sure: BoolArray, side_px: int) -> tuple[
     if len(kept) and len(unsure):
         unsure = unsure[iou_matrix(unsure, kept).max(1) < 0.6]
     for x0, y0, x1, y1 in unsure.round().astype(int):
-        ids[y0:y1, x0:x1] = IGNORED
+        ids[y0:y1, x0:x1] = UNKNOWN
     for index in np.argsort(-(kept[:, 2:] - kept[:, :2]).prod(1)):
         x0, y0, x1, y1 = kept[index].round().astype(int)
         ids[y0:y1, x0:x1] = index + 1

@@ -6,7 +6,7 @@ Knows the renderer, photos as arrays with boxes, and the targets. Does not know 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.utils.data import IterableDataset
 from model.boxes import with_width
 from model.renderer.shelves import MIN_SIDE_PX, MIN_VISIBLE_SHARE, Shelf, Textures, load_textures, render_shelf
 from model.tiling import dense_tiles
-from model.training.targets import dense_targets, prompt_targets
+from model.training.targets import UNKNOWN, dense_targets, prompt_targets
 from model.types import FloatArray, PixelArray
 
 #: Typical widths of facings in the pictures, in pixels: what the tiles of shelf photos show. Half of the pictures have
@@ -33,12 +33,20 @@ LABELLED_SHARE = 0.5  # of the pictures, when there are labelled photos: the res
 Sample = dict[str, npt.NDArray[Any]]
 
 
+def _no_boxes() -> FloatArray:
+    return np.zeros((0, 4), np.float32)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelledPhoto:
-    """A photo's file and the boxes of all its facings, float `[N, 4]`, xyxy in pixels of the photo as it is read."""
+    """A photo's file and the boxes of its facings, float `[N, 4]`, xyxy in pixels of the photo as it is read.
+
+    crowds_xyxy: `[C, 4]`, likewise: areas (COCO's iscrowd) with facings that nobody boxed. Elsewhere all are boxed.
+    """
 
     path: Path
     boxes_xyxy: FloatArray
+    crowds_xyxy: FloatArray = field(default_factory=_no_boxes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +114,7 @@ class Samples(IterableDataset[Sample]):
             pixels = self.labelled.read(photo.path)
             height, width = pixels.shape[:2]
             scale = seen_scale((width, height), self.tile_px, rng)
-            shelf = cropped(pixels, photo.boxes_xyxy, self.picture_px, scale, rng)
+            shelf = cropped(pixels, photo, self.picture_px, scale, rng)
         else:
             facing_px = FACING_PX[0] + (FACING_PX[1] - FACING_PX[0]) * rng.random() ** 2
             size_wh = (self.picture_px, self.picture_px)
@@ -118,7 +126,7 @@ class Samples(IterableDataset[Sample]):
 
     def _sample(self, shelf: Shelf, rng: np.random.Generator, *, is_labelled: bool) -> Sample:
         boxes = with_width(shelf.boxes_xyxy, 1 / (1 - self.excess_width)) if is_labelled else shelf.boxes_xyxy
-        dense = dense_targets(boxes, self.picture_px, self.picture_px)
+        dense = dense_targets(boxes, shelf.instance_ids)
         prompts = prompt_targets(shelf.boxes_xyxy, shelf.instance_ids, self.prompts_per_picture, rng)
         return {
             "pixels": relit(shelf.photo_rgb, rng),
@@ -135,20 +143,19 @@ def seen_scale(size_wh: tuple[int, int], tile_px: int, rng: np.random.Generator)
     return float(rng.choice(scales) * np.exp(rng.uniform(-MAX_ZOOM, MAX_ZOOM)))
 
 
-def cropped(
-    pixels: PixelArray, boxes_xyxy: FloatArray, picture_px: int, scale: float, rng: np.random.Generator
-) -> Shelf:
-    """A square piece of a photo around one of its facings, at about `scale` pixels for each of the photo's.
+def cropped(pixels: PixelArray, photo: LabelledPhoto, picture_px: int, scale: float, rng: np.random.Generator) -> Shelf:
+    """A square piece of a photo's pixels around one of its facings, at about `scale` pixels for each of the photo's.
 
     It never shows more than the photo's longer side, and is stretched a little, so that the shapes of facings vary. Its
-    instance ids are the boxes themselves, smaller ones before larger ones: what is inside them is not known. Beyond
-    the photo it is grey. Facings that the piece's edge cuts are labelled as far as they are seen, like rendered ones.
+    instance ids are the boxes themselves, smaller ones before larger ones: what is inside them is not known. In crowds
+    they are UNKNOWN. Beyond the photo it is grey. Facings that the piece's edge cuts are labelled as far as they are
+    seen, like rendered ones.
     """
     height, width = pixels.shape[:2]
     least = picture_px / max(width, height)
     scale_xy = max(scale, least) * np.exp(rng.uniform(-1, 1) * np.array([MAX_STRETCH, -MAX_STRETCH]) / 2)
     side = np.maximum(picture_px / scale_xy, 1)
-    box = boxes_xyxy[rng.integers(len(boxes_xyxy))]
+    box = photo.boxes_xyxy[rng.integers(len(photo.boxes_xyxy))]
     centre = (box[:2] + box[2:]) / 2 + rng.uniform(-0.3, 0.3, 2) * side
     last = np.maximum(np.array([width, height]) - side, 0)
     left, top = np.clip(centre - side / 2, 0, last).round().astype(int)
@@ -158,12 +165,15 @@ def cropped(
     resized = cv2.resize(window, size_wh, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     resized = resized[:picture_px, :picture_px]
     picture[: resized.shape[0], : resized.shape[1]] = resized
-    whole = (boxes_xyxy - np.array([left, top, left, top])) * np.tile(scale_xy, 2)
+    corner, scale_xyxy = np.array([left, top, left, top]), np.tile(scale_xy, 2)
+    whole = (photo.boxes_xyxy - corner) * scale_xyxy
     seen = whole.clip(0, picture_px)
     sides, whole_sides = seen[:, 2:] - seen[:, :2], whole[:, 2:] - whole[:, :2]
     keep = (sides.prod(1) >= MIN_VISIBLE_SHARE * whole_sides.prod(1)) & (sides >= MIN_SIDE_PX).all(1)
     boxes = seen[keep].astype(np.float32)
     ids = np.zeros((picture_px, picture_px), np.int32)
+    for x0, y0, x1, y1 in ((photo.crowds_xyxy - corner) * scale_xyxy).clip(0, picture_px).round().astype(int):
+        ids[y0:y1, x0:x1] = UNKNOWN
     for index in np.argsort(-(boxes[:, 2:] - boxes[:, :2]).prod(1)):
         x0, y0, x1, y1 = boxes[index].round().astype(int)
         ids[y0:y1, x0:x1] = index + 1
@@ -171,7 +181,8 @@ def cropped(
     visible = visible[visible > 0]
     renumbered = np.zeros(len(boxes) + 1, np.int32)
     renumbered[visible] = np.arange(1, len(visible) + 1)
-    return Shelf(photo_rgb=picture, boxes_xyxy=boxes[visible - 1], instance_ids=renumbered[ids])
+    renumbered_ids = np.where(ids > 0, renumbered[ids], ids).astype(np.int32)
+    return Shelf(photo_rgb=picture, boxes_xyxy=boxes[visible - 1], instance_ids=renumbered_ids)
 
 
 def mirrored(shelf: Shelf) -> Shelf:

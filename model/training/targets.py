@@ -15,22 +15,28 @@ from model.types import BoolArray, FloatArray
 
 CENTRE_SPREAD = 0.09  # standard deviation of a centre's Gaussian, as a share of the box side (TTFNet, Liu et al. 2020)
 MAX_PROMPT_TOKENS = 5  # two box corners and three points, or five points
+UNKNOWN = -1  # in place of an instance id: there may be facings that nobody boxed
 MASK_STRIDE = 4  # pixels of the picture for each cell of the decoder's masks
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenseTargets:
     """centre: float32 `[h, w]`, 1 at each facing's centre cell. boxes_xyxy: float32 `[h, w, 4]` in pixels.
-    weight: float32 `[h, w]`, zero where no box is asked for; the weights of one facing's cells sum to 1."""
+    weight: float32 `[h, w]`, zero where no box is asked for; the weights of one facing's cells sum to 1.
+    is_known: bool `[h, w]`, False where there may be facings that nobody boxed."""
 
     centre: FloatArray
     boxes_xyxy: FloatArray
     weight: FloatArray
+    is_known: BoolArray
 
 
-def dense_targets(boxes_xyxy: FloatArray, height: int, width: int) -> DenseTargets:
-    """Targets for a picture of `height` × `width` pixels; smaller boxes win cells over larger ones."""
-    rows, columns = height // STRIDE, width // STRIDE
+def dense_targets(boxes_xyxy: FloatArray, instance_ids: npt.NDArray[np.int32]) -> DenseTargets:
+    """Targets for a picture; smaller boxes win cells over larger ones.
+
+    instance_ids: `[H, W]`, UNKNOWN where there may be facings that nobody boxed; what else they are does not matter.
+    """
+    rows, columns = (side // STRIDE for side in instance_ids.shape)
     centre = np.zeros((rows, columns), np.float32)
     boxes = np.zeros((rows, columns, 4), np.float32)
     weight = np.zeros((rows, columns), np.float32)
@@ -50,7 +56,8 @@ def dense_targets(boxes_xyxy: FloatArray, height: int, width: int) -> DenseTarge
         core = bell >= 0.3
         boxes[y0:y1, x0:x1][core] = box
         weight[y0:y1, x0:x1][core] = (bell / bell[core].sum())[core]
-    return DenseTargets(centre=centre, boxes_xyxy=boxes, weight=weight)
+    unknown = (instance_ids == UNKNOWN).reshape(rows, STRIDE, columns, STRIDE).any((1, 3))
+    return DenseTargets(centre=centre, boxes_xyxy=boxes, weight=weight, is_known=~unknown | (weight > 0))
 
 
 @dataclass(frozen=True, kw_only=True)
