@@ -6,6 +6,7 @@ Knows the options of these subcommands; the work is done by scripts.measure, scr
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -145,6 +146,13 @@ def train(
     ] = None,
     control: ControlOption = None,
     label: LabelOption = None,
+    few_photos: Annotated[
+        bool,
+        typer.Option(
+            "--few-photos",
+            help="For a few dozen photos: only the detector learns, and half of it is kept, as in a project.",
+        ),
+    ] = False,
     start_from: Annotated[
         Path | None,
         typer.Option("--from", help="Weights to begin with; by default the bundled ones with --truth, else none."),
@@ -159,7 +167,10 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
     learning_rate: Annotated[
         float | None,
-        typer.Option(help="Highest one; 2e-3 for new weights, 5e-4 for weights to begin with.", show_default=False),
+        typer.Option(
+            help="Highest one; 2e-3 for new weights and with --few-photos, else 5e-4.",
+            show_default=False,
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the rendered shelves and the first weights.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
@@ -178,7 +189,7 @@ def train(
       facings train --out runs/first --minutes 60
       facings train --out runs/first --minutes 60 --resume
       facings train --out runs/gpu --minutes 60 --device cuda --workers 16
-      facings train --out runs/own --minutes 30 --photos shelves --truth export.json
+      facings train --out runs/own --minutes 10 --photos shelves --truth export.json --few-photos
       facings train --out runs/own --photos a --truth a.json --dev-photos b --dev-truth b.json
       facings train --preview shelves.png
     """
@@ -192,10 +203,12 @@ def train(
         if (folder is None) != (file is None):
             given, missing = (truth_name, name) if folder is None else (name, truth_name)
             raise OptionError(f"{given}: expected {missing} with it, got none")
+    if few_photos and truth is None:
+        raise OptionError("--few-photos: expected --photos and --truth with it, got none")
     _check_label(label, truth, dev_truth)
     from model.checkpoints import BUNDLED_WEIGHTS
     from model.training.heap import keep_freed_memory
-    from model.training.loop import TrainOptions
+    from model.training.loop import TrainOptions, for_few_photos
     from scripts import train as command
 
     keep_freed_memory()
@@ -209,10 +222,14 @@ def train(
         labelled=command.labelled_photos(_known(truth, photos, control, label)) if truth and photos else None,
         seed=seed,
         device=device,
-        learning_rate=learning_rate or (2e-3 if start_from is None else 5e-4),
+        learning_rate=2e-3 if start_from is None else 5e-4,
         workers=workers,
         resume=resume,
     )
+    if few_photos:
+        options = for_few_photos(options)
+    if learning_rate is not None:
+        options = replace(options, learning_rate=learning_rate)
     score = command.scorer(_known(dev_truth, dev_photos, control, label), device) if dev_truth and dev_photos else None
     print(f"checkpoint in {command.train(options, score)}")
 

@@ -137,6 +137,7 @@ def test_a_learning_curve_of_more_photos_than_a_half_is_refused(
             "--truth: expected --photos with it",
         ),
         (["train", "--out", "{tmp}", "--dev-truth", "{tmp}/a.json"], "--dev-truth: expected --dev-photos with it"),
+        (["train", "--out", "{tmp}", "--few-photos"], "--few-photos: expected --photos and --truth with it"),
         (["train", "--out", "{tmp}", "--photos", "{tmp}"], "--photos: expected --truth with it"),
         (["train", "--out", "{tmp}", "--label", "x"], "--label: expected a folder of label files"),
         (["train", "--out", "{tmp}", "--truth", "{tmp}/a.json", "--photos", "{tmp}"], "a.json': cannot be read"),

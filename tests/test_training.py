@@ -24,7 +24,7 @@ from model.network import Network
 from model.proposer import STRIDE, boxes_of_cells
 from model.renderer.shelves import render_shelf
 from model.sam2_module import build_module
-from model.training.loop import Every, TrainOptions, corrections, on_canvas, train
+from model.training.loop import Every, TrainOptions, corrections, for_few_photos, on_canvas, train
 from model.training.losses import (
     box_loss,
     centre_loss,
@@ -263,12 +263,10 @@ def test_fine_tuning_learns_from_labelled_photos_and_the_measured_threshold_stay
     assert calibrated_threshold(checkpoint) == 0.35
 
 
-def test_a_detector_may_learn_without_prompts_and_keeps_width_threshold_and_a_share_of_what_it_was(
+def test_from_few_photos_a_detector_learns_without_prompts_and_keeps_width_threshold_and_a_share_of_what_it_was(
     tmp_path: Path,
 ) -> None:
-    options = replace(
-        TINY, minutes=3 / 60, start_from=BUNDLED_WEIGHTS, prompts_per_picture=0, learning_rate=1e-2, learn_encoder=False
-    )
+    options = replace(for_few_photos(TINY), minutes=3 / 60, start_from=BUNDLED_WEIGHTS, learning_rate=1e-2)
     before = read_weights(BUNDLED_WEIGHTS)
     changes: dict[float, dict[str, float]] = {}
     for share in (0.0, 0.5, 1.0):

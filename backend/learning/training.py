@@ -40,8 +40,6 @@ LEAST_LEARNED = 1
 PROMOTION_MARGIN = 0.03  # by which share corrections have to fall
 MEASUREMENTS = 4  # of a training: after each quarter of its time
 PATIENCE = 2  # measurements without a better one, after which a training ends
-LEARNING_RATE = 2e-3
-START_SHARE = 0.5  # of the weights at the start: less of what rendered shelves taught is forgotten
 LOCK_WAIT_S = 10.0  # for a server that reads what was submitted
 
 Show = Callable[[str], None]
@@ -205,7 +203,7 @@ def fine_tune(
     measure: figures of a checkpoint on photos kept aside. The weights that are best there are taken, of at most
     MEASUREMENTS + 1; so their figure is a little better than it will be on other photos. show, report: as in `learn`.
     """
-    from model.training.loop import TrainOptions, train
+    from model.training.loop import TrainOptions, for_few_photos, train
     from model.training.samples import LabelledPhotos
 
     run.mkdir(parents=True, exist_ok=True)
@@ -244,10 +242,6 @@ def fine_tune(
         labelled=LabelledPhotos(photos=tuple(learned), read=partial(read_pixels, max_pixels=max_pixels)),
         seed=seed,
         device=str(choose_placement(device).device),
-        learning_rate=LEARNING_RATE,
-        start_share=START_SHARE,
-        prompts_per_picture=0,
-        learn_encoder=False,
         workers=1,
         resume=True,
         report_every=2,
@@ -257,7 +251,7 @@ def fine_tune(
     started = time.monotonic()
     measured_on(start_from)
     try:
-        train(options, progress, score=score)
+        train(for_few_photos(options), progress, score=score)
     except _Enough:
         show("no better any more: the training ends early")
     return Trained(
