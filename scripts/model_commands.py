@@ -208,7 +208,7 @@ def train(
     _check_label(label, truth, dev_truth)
     from model.checkpoints import BUNDLED_WEIGHTS
     from model.training.heap import keep_freed_memory
-    from model.training.loop import TrainOptions, for_few_photos
+    from model.training.options import TrainOptions, for_few_photos
     from scripts import train as command
 
     keep_freed_memory()

@@ -22,7 +22,7 @@ from scripts.console import format_duration
 from scripts.labels import KnownPhotos, print_left_out, read_photos
 
 if TYPE_CHECKING:
-    from model.training.loop import TrainOptions
+    from model.training.options import TrainOptions
     from model.training.pretraining import PretrainOptions
     from model.training.samples import LabelledPhotos
 

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -15,10 +14,7 @@ from backend.label_studio.label_config import parse_label_config
 from scripts.labels import KnownPhoto, KnownPhotos, read_truth
 from scripts.train import labelled_photos
 
-ROOT = Path(__file__).parents[1]
-SHELF_ANALYSIS = ROOT / "docs" / "data" / "shelf-analysis.json"
-SHELF_ANALYSIS_PHOTOS = ROOT.parent / "shared" / "shelves_mit" / "images"
-TEMPLATES = sorted((ROOT / "label_config").glob("*.xml"))
+TEMPLATES = sorted((Path(__file__).parents[1] / "label_config").glob("*.xml"))
 SIZE_WH = (400, 200)
 NAN, HUGE = float("nan"), 10**400
 
@@ -436,37 +432,3 @@ def test_areas_with_facings_that_nobody_boxed_stay_known_to_training(folder: Pat
     (photo,) = labelled_photos(known(folder, content)).photos
     assert photo.boxes_xyxy.tolist() == [[0, 0, 9, 9]]
     assert photo.crowds_xyxy.tolist() == [[20, 30, 60, 80]]
-
-
-# -- the boxes of docs/data ------------------------------------------------------------------------------------------
-
-
-def dhash(path: Path) -> str:
-    """As the file's "info" says."""
-    with Image.open(path) as photo:
-        grey = np.asarray(photo.convert("L").resize((9, 8), Image.Resampling.BOX)).astype(int)
-    bits = (grey[:, :-1] > grey[:, 1:]).flatten()
-    return f"{sum(1 << place for place in np.nonzero(bits)[0].tolist()):016x}"
-
-
-def test_boxes_drawn_on_public_photos_lie_on_them_and_each_photo_can_be_recognised() -> None:
-    content = json.loads(SHELF_ANALYSIS.read_text())
-    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
-    assert len({image["dhash"] for image in content["images"]}) == len(sizes)
-    for annotation in content["annotations"]:
-        x, y, width, height = annotation["bbox"]
-        photo_width, photo_height = sizes[annotation["image_id"]]
-        assert 0 <= x < x + width <= photo_width
-        assert 0 <= y < y + height <= photo_height
-        assert annotation["area"] == width * height
-
-
-@pytest.mark.skipif(not SHELF_ANALYSIS_PHOTOS.is_dir(), reason="needs the photos of ../shared/shelves_mit")
-def test_boxes_drawn_on_public_photos_are_read_as_truth() -> None:
-    content = json.loads(SHELF_ANALYSIS.read_text())
-    hashes = {image["file_name"]: image["dhash"] for image in content["images"]}
-    truth = read_truth(SHELF_ANALYSIS, SHELF_ANALYSIS_PHOTOS)
-    assert {entry.path.name: dhash(entry.path) for entry in truth.photos} == hashes
-    for is_crowd, group in enumerate(("boxes_xyxy", "crowds_xyxy")):
-        boxes = [annotation for annotation in content["annotations"] if annotation["iscrowd"] == is_crowd]
-        assert sum(len(getattr(entry.truth, group)) for entry in truth.photos) == len(boxes) > 100

@@ -24,7 +24,7 @@ from model.network import Network
 from model.proposer import STRIDE, boxes_of_cells
 from model.renderer.shelves import render_shelf
 from model.sam2_module import build_module
-from model.training.loop import Every, TrainOptions, corrections, for_few_photos, on_canvas, train
+from model.training.loop import Every, corrections, on_canvas, train
 from model.training.losses import (
     box_loss,
     centre_loss,
@@ -32,6 +32,7 @@ from model.training.losses import (
     projection_losses,
     window_weights,
 )
+from model.training.options import TrainOptions, for_few_photos
 from model.training.samples import (
     BEYOND_RGB,
     MAX_STRETCH,

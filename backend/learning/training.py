@@ -203,7 +203,8 @@ def fine_tune(
     measure: figures of a checkpoint on photos kept aside. The weights that are best there are taken, of at most
     MEASUREMENTS + 1; so their figure is a little better than it will be on other photos. show, report: as in `learn`.
     """
-    from model.training.loop import TrainOptions, for_few_photos, train
+    from model.training.loop import train
+    from model.training.options import TrainOptions, for_few_photos
     from model.training.samples import LabelledPhotos
 
     run.mkdir(parents=True, exist_ok=True)
