@@ -19,37 +19,26 @@ from backend.settings import Settings
 from model.quality import fewest
 from model.types import PixelArray
 from scripts.console import format_duration
-from scripts.labels import KnownPhoto, KnownPhotos, print_left_out, read_photos
+from scripts.labels import KnownPhotos, print_left_out, read_photos
 
 if TYPE_CHECKING:
     from model.training.options import TrainOptions
     from model.training.pretraining import PretrainOptions
-    from model.training.samples import LabelledPhoto, LabelledPhotos
+    from model.training.samples import LabelledPhotos
 
 SECONDS_BETWEEN_LINES = 10.0
 UNLABELLED_PX = 1600  # of photos without known boxes: training keeps them all in memory
 
 
-def labelled_photo(known: KnownPhoto) -> LabelledPhoto:
-    """A photo with known boxes, as training takes it."""
-    from model.training.samples import LabelledPhoto
-
-    return LabelledPhoto(
-        path=known.path,
-        boxes_xyxy=known.truth.boxes_xyxy.astype("float32"),
-        crowds_xyxy=known.truth.crowds_xyxy.astype("float32"),
-    )
-
-
 def labelled_photos(known: KnownPhotos) -> LabelledPhotos:
     """Photos with known boxes, as training takes them. Each is read once before: what cannot be used is left out, with
     a line on standard error. Raises CommandError when nothing remains."""
-    from model.training.samples import LabelledPhotos
+    from model.training.samples import LabelledPhoto, LabelledPhotos
 
     max_pixels = Settings.from_env(os.environ).max_photo_pixels
     read = partial(read_photo, max_pixels=max_pixels)
     usable = [
-        labelled_photo(entry)
+        LabelledPhoto.known(entry.path, entry.truth)
         for entry, _ in read_photos(known.photos, read, label="photos to learn from", leave_out=print_left_out)
         if len(entry.truth.boxes_xyxy)
     ]

@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from model.boxes import with_width
+from model.quality import Truth
 from model.renderer.shelves import MIN_SIDE_PX, MIN_VISIBLE_SHARE, Shelf, Textures, load_textures, render_shelf
 from model.tiling import dense_tiles
 from model.training.targets import UNKNOWN, dense_targets, prompt_targets
@@ -47,6 +48,12 @@ class LabelledPhoto:
     path: Path
     boxes_xyxy: FloatArray
     crowds_xyxy: FloatArray = field(default_factory=_no_boxes)
+
+    @classmethod
+    def known(cls, path: Path, truth: Truth) -> LabelledPhoto:
+        """A photo with its known boxes."""
+        boxes, crowds = truth.boxes_xyxy.astype(np.float32), truth.crowds_xyxy.astype(np.float32)
+        return cls(path=path, boxes_xyxy=boxes, crowds_xyxy=crowds)
 
 
 @dataclass(frozen=True, kw_only=True)

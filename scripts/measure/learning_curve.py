@@ -24,8 +24,8 @@ from model import Detections, EngineOptions, Photo, Sam2Engine
 from model.checkpoints import BUNDLED, BUNDLED_WEIGHTS, calibrated_threshold, find_checkpoint
 from model.quality import CANDIDATE_SCORE, Truth, average_precision, count_corrections
 from model.renderer.shelves import render_shelf
+from model.training.samples import LabelledPhoto
 from scripts.labels import KnownPhoto
-from scripts.train import labelled_photo
 
 PHOTOS = (0, 5, 10, 20)
 RENDERED = 12  # shelves that show whether what they taught is forgotten
@@ -76,7 +76,7 @@ def _point(settings: Settings, submitted: Sequence[KnownPhoto], others: Sequence
         if len(aside) >= LEAST_KEPT_ASIDE and len(learned) >= LEAST_LEARNED:
             trained = fine_tune(
                 Path(folder),
-                [labelled_photo(entry) for entry in learned],
+                [LabelledPhoto.known(entry.path, entry.truth) for entry in learned],
                 BUNDLED_WEIGHTS,
                 measure,
                 max_pixels=settings.max_photo_pixels,
