@@ -25,6 +25,7 @@ from backend.errors import CommandError, OptionError
 from backend.label_studio.retry import Unavailable
 from backend.settings import Settings
 from model import EngineOptions, Lane, Sam2Engine, version_of
+from model.training.options import TrainOptions
 from model.types import CheckpointError, Detections, Photo
 from scripts import bulk_commands, cli, model_commands, options
 from scripts.console import track
@@ -357,3 +358,23 @@ def test_progress_passes_everything_through_and_stays_off_standard_output(
     printed = capsys.readouterr()
     assert printed.out == ""
     assert f"things: {len(items)}/{len(items)}" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rate", "learns_encoder"),
+    [([], 5e-4, True), (["--few-photos"], 2e-3, False), (["--few-photos", "--learning-rate", "1e-3"], 1e-3, False)],
+)
+def test_a_few_photos_teach_the_detector_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], rate: float, learns_encoder: bool
+) -> None:
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
+    image = {"id": 1, "file_name": "a.png", "width": 40, "height": 20}
+    content = {"images": [image], "annotations": [{"image_id": 1, "bbox": [1, 1, 9, 9]}]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    asked: list[TrainOptions] = []
+    monkeypatch.setattr("scripts.train.train", lambda options, score: asked.append(options))
+    photos = ["--photos", str(tmp_path), "--truth", str(tmp_path / "a.json")]
+    assert run(monkeypatch, "train", "--out", str(tmp_path / "run"), *photos, *arguments) == 0
+    (options,) = asked
+    assert (options.learning_rate, options.learn_encoder) == (rate, learns_encoder)
+    assert (options.start_share > 0) != learns_encoder

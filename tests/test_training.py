@@ -23,8 +23,8 @@ from model.device import Placement
 from model.network import Network
 from model.proposer import STRIDE, boxes_of_cells
 from model.renderer.shelves import render_shelf
-from model.sam2_module import build_module
-from model.training.loop import Every, corrections, on_canvas, train
+from model.sam2_module import build_module, load_module
+from model.training.loop import Every, corrections, losses_of, on_canvas, train
 from model.training.losses import (
     box_loss,
     centre_loss,
@@ -169,6 +169,19 @@ def test_areas_with_facings_that_nobody_boxed_teach_nothing(tmp_path: Path) -> N
     centre, is_known = torch.from_numpy(targets.centre)[None], torch.from_numpy(targets.is_known)[None]
     everywhere = torch.ones_like(is_known)
     assert centre_loss(sure_of_more, centre, is_known) < 0.7 * centre_loss(sure_of_more, centre, everywhere)
+
+
+def test_the_detector_is_not_told_that_nothing_is_there_where_it_is_not_known() -> None:
+    shelves = Samples(seed=0, picture_px=96, prompts_per_picture=0, tile_px=1024)
+    sample = next(sample for index in range(9) for sample in shelves.samples(index))
+    batch = {name: torch.from_numpy(np.asarray(value))[None] for name, value in sample.items()}
+    module = load_module(find_checkpoint(BUNDLED, config=None, has_gpu=False)).eval()
+    centre: list[float] = []
+    for is_known in (True, False):
+        batch["dense_is_known"] = torch.full_like(batch["dense_is_known"], is_known)
+        with torch.no_grad():
+            centre.append(float(losses_of(module, batch, canvas_offset=(0, 0), second_round=False)["centre"]))
+    assert centre[1] < centre[0]
 
 
 def test_pieces_of_photos_are_about_as_large_as_the_tiles_of_pre_annotation_show_them() -> None:
