@@ -59,6 +59,11 @@ class Truth:
             boxes.flags.writeable = False
             object.__setattr__(self, name, boxes)
 
+    def scaled(self, size_wh: tuple[int, int]) -> Truth:
+        """The boxes of the same photo in another size."""
+        scale = np.tile(np.divide(size_wh, self.size_wh), 2)
+        return Truth(size_wh=size_wh, boxes_xyxy=self.boxes_xyxy * scale, crowds_xyxy=self.crowds_xyxy * scale)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Matching:

@@ -53,6 +53,14 @@ ControlOption = Annotated[
         show_default=False,
     ),
 ]
+LearningPhotosOption = Annotated[Path | None, typer.Option(help="Photos to learn from as well.", show_default=False)]
+LearningTruthOption = Annotated[
+    Path | None,
+    typer.Option(help="Known boxes of --photos: a file or folder, as for facings evaluate.", show_default=False),
+]
+TexturesOption = Annotated[
+    Path | None, typer.Option(help="Folder of product photos to put on some of the faces.", show_default=False)
+]
 
 
 def evaluate(
@@ -130,13 +138,8 @@ def evaluate(
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/nano"),
     minutes: Annotated[float, typer.Option(min=0.01, help="Length of the run; the learning rate follows it.")] = 60.0,
-    photos: Annotated[
-        Path | None, typer.Option(help="Folder of photos to learn from as well.", show_default=False)
-    ] = None,
-    truth: Annotated[
-        Path | None,
-        typer.Option(help="Known boxes of --photos: a file or folder, as for facings evaluate.", show_default=False),
-    ] = None,
+    photos: LearningPhotosOption = None,
+    truth: LearningTruthOption = None,
     dev_photos: Annotated[
         Path | None, typer.Option(help="Folder of photos to measure on, kept out of training.", show_default=False)
     ] = None,
@@ -157,9 +160,7 @@ def train(
         Path | None,
         typer.Option("--from", help="Weights to begin with; by default the bundled ones with --truth, else none."),
     ] = None,
-    textures: Annotated[
-        Path | None, typer.Option(help="Folder of product photos to put on some of the faces.", show_default=False)
-    ] = None,
+    textures: TexturesOption = None,
     preview: Annotated[
         Path | None,
         typer.Option(help="Only draw rendered shelves with their boxes into this picture.", show_default=False),
@@ -196,13 +197,8 @@ def train(
     if preview is not None:
         _draw_preview(preview, textures, seed)
         return
-    for (name, folder), (truth_name, file) in (
-        (("--photos", photos), ("--truth", truth)),
-        (("--dev-photos", dev_photos), ("--dev-truth", dev_truth)),
-    ):
-        if (folder is None) != (file is None):
-            given, missing = (truth_name, name) if folder is None else (name, truth_name)
-            raise OptionError(f"{given}: expected {missing} with it, got none")
+    _check_photos(photos, truth)
+    _check_photos(dev_photos, dev_truth, prefix="dev-")
     if few_photos and truth is None:
         raise OptionError("--few-photos: expected --photos and --truth with it, got none")
     _check_label(label, truth, dev_truth)
@@ -237,6 +233,10 @@ def train(
 def pretrain(
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/pretrain"),
     minutes: Annotated[float, typer.Option(min=0.01, help="Length of the run; the learning rate follows it.")] = 60.0,
+    photos: LearningPhotosOption = None,
+    truth: LearningTruthOption = None,
+    control: ControlOption = None,
+    label: LabelOption = None,
     unlabelled: Annotated[
         Path | None,
         typer.Option(help="Folder of shelf photos without known boxes, to learn from as well.", show_default=False),
@@ -252,15 +252,15 @@ def pretrain(
             show_default=False,
         ),
     ] = None,
-    textures: Annotated[
-        Path | None, typer.Option(help="Folder of product photos to put on some of the faces.", show_default=False)
-    ] = None,
+    textures: TexturesOption = None,
     learning_rate: Annotated[float, typer.Option(help="Highest one.")] = 1.2e-3,
     seed: Annotated[int, typer.Option(help="Of the rendered shelves and the first weights.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; on a CPU a step takes a minute.")] = "cuda",
     workers: Annotated[int, typer.Option(min=1, help="Processes that render: as many as there are cores.")] = 15,
 ) -> None:
-    """Train facings-nano on rendered shelves and photos without known boxes, on a GPU; the bundled one was made so.
+    """Train facings-nano on rendered shelves and real photos, on a GPU; the bundled one was made so.
+
+    A quarter of the pictures are pieces of real photos, whether their boxes are known or not.
 
     Prints the losses, and at the end the checkpoint. What is there is written every minute; a run cannot be resumed,
     but another can begin with its weights.
@@ -269,7 +269,10 @@ def pretrain(
     Examples:
       facings pretrain --trunk-weights efficientnet-lite1.pth --out runs/a --minutes 30
       facings pretrain --from runs/a/facings-nano.safetensors --out runs/b --minutes 30 --unlabelled shelves
+      facings pretrain --out runs/c --minutes 30 --photos shelves --truth export.json
     """
+    _check_photos(photos, truth)
+    _check_label(label, truth)
     from model.checkpoints import BUNDLED_WEIGHTS
     from model.device import choose_placement
     from model.training.pretraining import PretrainOptions
@@ -283,7 +286,9 @@ def pretrain(
             start_from=start_from or BUNDLED_WEIGHTS,
             textures=textures,
             teacher=start_from or BUNDLED_WEIGHTS,
-            photos=command.unlabelled_photos(unlabelled) if unlabelled else (),
+            photos=command.pretraining_photos(
+                unlabelled, _known(truth, photos, control, label) if truth and photos else None
+            ),
             device=str(choose_placement(device).device),
             seed=seed,
             processes=workers,
@@ -301,6 +306,13 @@ def _known(
     known = read_truth(truth, photos, limit=limit, controls=control or (), labels=label or ())
     print_remarks(known)
     return known
+
+
+def _check_photos(photos: Path | None, truth: Path | None, *, prefix: str = "") -> None:
+    """Photos to learn from or to measure on come with their boxes, and boxes with their photos."""
+    if (photos is None) != (truth is None):
+        given, missing = ("truth", "photos") if photos is None else ("photos", "truth")
+        raise OptionError(f"--{prefix}{given}: expected --{prefix}{missing} with it, got none")
 
 
 def _check_label(label: list[str] | None, *truths: Path | None) -> None:

@@ -11,23 +11,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from backend.errors import CommandError
 from backend.photos.files import find_photos, read_ahead, read_photo, read_pixels
 from backend.settings import Settings
 from model.quality import fewest
-from model.types import PixelArray
 from scripts.console import format_duration
 from scripts.labels import KnownPhotos, print_left_out, read_photos
 
 if TYPE_CHECKING:
     from model.training.options import TrainOptions
-    from model.training.pretraining import PretrainOptions
+    from model.training.pretraining import PretrainOptions, RealPhoto
     from model.training.samples import LabelledPhotos
 
 SECONDS_BETWEEN_LINES = 10.0
-UNLABELLED_PX = 1600  # of photos without known boxes: training keeps them all in memory
+PRETRAINING_PX = 1600  # of a photo's longer side: pretraining keeps all photos in memory
 
 
 def labelled_photos(known: KnownPhotos) -> LabelledPhotos:
@@ -47,22 +46,31 @@ def labelled_photos(known: KnownPhotos) -> LabelledPhotos:
     return LabelledPhotos(photos=tuple(usable), read=partial(read_pixels, max_pixels=max_pixels))
 
 
-def unlabelled_photos(folder: Path) -> list[PixelArray]:
-    """Pixels of all photos of a folder, at most UNLABELLED_PX on the longer side. Raises CommandError without any."""
-    import cv2
+def pretraining_photos(unlabelled: Path | None, known: KnownPhotos | None) -> list[RealPhoto]:
+    """The photos of a folder, and those with known boxes, as pretraining takes them: all in memory. What cannot be
+    used is left out, with a line on standard error. Raises CommandError when nothing remains of one of them."""
+    from model.training.pretraining import RealPhoto
 
-    photos: list[PixelArray] = []
     max_pixels = Settings.from_env(os.environ).max_photo_pixels
-    paths = [photo.path for photo in find_photos([folder]).photos]
-    for path, pixels in read_ahead(paths, partial(read_pixels, max_pixels=max_pixels)):
-        if isinstance(pixels, Exception):
-            print_left_out(f"{path.name!r}: {pixels}")
-            continue
-        scale = min(1.0, UNLABELLED_PX / max(pixels.shape))
-        smaller = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        photos.append(cast("PixelArray", smaller))
-    if not photos:
-        raise CommandError(f"{str(folder)!r}: expected photos to learn from, found none that can be used")
+    photos: list[RealPhoto] = []
+    if unlabelled is not None:
+        paths = [photo.path for photo in find_photos([unlabelled]).photos]
+        for _, pixels in read_ahead(paths, partial(read_pixels, max_pixels=max_pixels)):
+            if isinstance(pixels, Exception):
+                print_left_out(str(pixels))
+            else:
+                photos.append(RealPhoto(pixels=pixels).at_most(PRETRAINING_PX))
+        if not photos:
+            raise CommandError(f"{str(unlabelled)!r}: expected photos to learn from, found none that can be used")
+    if known is not None:
+        read = partial(read_photo, max_pixels=max_pixels)
+        usable = [
+            RealPhoto(pixels=photo.pixels, truth=entry.truth).at_most(PRETRAINING_PX)
+            for entry, photo in read_photos(known.photos, read, label="photos to learn from", leave_out=print_left_out)
+        ]
+        if not any(len(photo.truth.boxes_xyxy) for photo in usable if photo.truth is not None):
+            raise CommandError(f"expected photos with boxes to learn from, but none of {len(known.photos)} can be used")
+        photos += usable
     return photos
 
 

@@ -170,6 +170,8 @@ def test_a_learning_curve_of_more_photos_than_a_half_is_refused(
             "none.pth': cannot be read",
         ),
         (["pretrain", "--device", "gpu"], "device: expected"),
+        (["pretrain", "--device", "cpu", "--photos", "{tmp}"], "--photos: expected --truth with it"),
+        (["pretrain", "--device", "cpu", "--unlabelled", "{tmp}"], "expected photos (.apng"),
         (["export", "--out", "{tmp}/no/such"], "No such file or directory: '{tmp}/no/such'"),
         (["export", "--out", "{tmp}", "--precision", "int8"], "expected fp32 or fp16, got 'int8'"),
         (["export", "--out", "{tmp}", "--checkpoint", "none.pt"], "no file at 'none.pt'"),

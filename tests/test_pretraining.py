@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from model import CheckpointError, Detections
-from model.checkpoints import BUNDLED_CONFIG, find_checkpoint, read_weights
+from model.boxes import with_width
+from model.checkpoints import BUNDLED_CONFIG, calibrated_threshold, excess_width, find_checkpoint, read_weights
 from model.network import PIXEL_DEVIATION, PIXEL_MEAN
 from model.proposer import ProposalHead
+from model.quality import Truth
 from model.renderer.shelves import render_shelf
 from model.sam2_module import build_module, load_module, load_weights
 from model.training.losses import centre_loss, quality_loss
@@ -19,11 +21,14 @@ from model.training.pictures import Pictures, dense_batch, prompt_batch, relit_b
 from model.training.pretraining import (
     Learner,
     PretrainOptions,
+    RealPhoto,
     cut_piece,
     joined,
+    known_of,
     load_encoder,
     pretrain,
     pseudo_labels,
+    widened,
 )
 from model.training.render_pool import RenderPool
 from model.training.targets import UNKNOWN, dense_targets
@@ -211,6 +216,38 @@ def test_a_piece_of_a_photo_shows_what_was_found_there() -> None:
     assert seen
 
 
+def test_known_boxes_are_sure_and_areas_that_nobody_boxed_teach_nothing() -> None:
+    photo = np.zeros((300, 400, 3), np.uint8)
+    truth = Truth(size_wh=(400, 300), boxes_xyxy=[[100, 50, 150, 150]], crowds_xyxy=[[200, 50, 300, 150]])  # type: ignore[arg-type]
+    rng, seen = np.random.default_rng(0), set()
+    for _ in range(20):
+        piece = cut_piece(photo, known_of(truth), 256, rng)
+        assert len(piece.boxes_xyxy) <= 1
+        seen |= set(piece.ids.unique().tolist())
+    assert seen == {UNKNOWN, 0, 1}
+
+
+def test_a_large_photo_gets_smaller_with_its_boxes() -> None:
+    truth = Truth(size_wh=(400, 200), boxes_xyxy=[[100, 50, 200, 150]], crowds_xyxy=[[0, 0, 40, 20]])  # type: ignore[arg-type]
+    photo = RealPhoto(pixels=np.zeros((200, 400, 3), np.uint8), truth=truth)
+    smaller = photo.at_most(100)
+    assert smaller.pixels.shape == (50, 100, 3)
+    assert smaller.truth is not None
+    assert smaller.truth.size_wh == (100, 50)
+    assert smaller.truth.boxes_xyxy.tolist() == [[25, 12.5, 50, 37.5]]
+    assert smaller.truth.crowds_xyxy.tolist() == [[0, 0, 10, 5]]
+    assert photo.at_most(1000).pixels.shape == photo.pixels.shape
+
+
+def test_photos_teach_boxes_that_are_as_much_too_wide_as_those_that_are_narrowed_afterwards() -> None:
+    torch.manual_seed(6)
+    pieces = kept_pictures().pieces(2, 128)
+    boxes = widened(pieces, torch.tensor([False, True]), 0.05).boxes_xyxy
+    assert torch.equal(boxes[0], pieces.boxes_xyxy[0])
+    assert np.allclose(with_width(boxes[1].numpy(), 0.95), pieces.boxes_xyxy[1].numpy(), atol=1e-3)
+    assert not torch.allclose(boxes[1], pieces.boxes_xyxy[1])
+
+
 def test_batches_with_other_numbers_of_boxes_are_joined() -> None:
     torch.manual_seed(5)
     pictures = kept_pictures()
@@ -225,11 +262,14 @@ def test_a_run_learns_from_renderers_and_from_photos_and_leaves_the_first_stages
     torch.manual_seed(7)
     published = lite1().state_dict()
     torch.save(published, tmp_path / "lite1.pth")
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+    corners = np.mgrid[0:280:12, 0:180:14].reshape(2, -1).T
+    truth = Truth(size_wh=(300, 200), boxes_xyxy=np.hstack([corners, corners + 10]).astype(np.float64))
     options = PretrainOptions(
         out=tmp_path / "run",
         encoder_weights=tmp_path / "lite1.pth",
         minutes=0.1,
-        photos=[np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)],
+        photos=[RealPhoto(pixels=pixels), RealPhoto(pixels=pixels, truth=truth)],
         device="cpu",
         processes=1,
         batch_size=5,
@@ -242,9 +282,12 @@ def test_a_run_learns_from_renderers_and_from_photos_and_leaves_the_first_stages
     )
     lines: list[dict[str, float]] = []
     path = pretrain(options, lines.append)
-    assert any("pieces_of_photos" in line for line in lines)
+    assert any(line.get("facings_on_them") for line in lines)
     assert any({"centre", "quality", "mask"} <= line.keys() for line in lines)
-    module = build_module(find_checkpoint(str(path), config=None, has_gpu=False).config)
+    checkpoint = find_checkpoint(str(path), config=None, has_gpu=False)
+    assert excess_width(checkpoint) == 0.05, "the bundled teacher's"
+    assert calibrated_threshold(checkpoint) == 0.85
+    module = build_module(checkpoint.config)
     load_weights(module, read_weights(path), "learned")
     start = lite1()
     load_encoder(start, published)

@@ -10,7 +10,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from backend.errors import CommandError
 from model.checkpoints import (
     BUNDLED,
     BUNDLED_WEIGHTS,
@@ -22,6 +24,7 @@ from model.checkpoints import (
 from model.device import Placement
 from model.network import Network
 from model.proposer import STRIDE, boxes_of_cells
+from model.quality import Truth
 from model.renderer.shelves import render_shelf
 from model.sam2_module import build_module, load_module
 from model.training.loop import Every, corrections, losses_of, on_canvas, train
@@ -46,7 +49,8 @@ from model.training.samples import (
     seen_scale,
 )
 from model.training.targets import UNKNOWN, dense_targets, prompt_targets
-from scripts.train import Printer
+from scripts.labels import KnownPhoto, KnownPhotos
+from scripts.train import PRETRAINING_PX, Printer, pretraining_photos
 
 TINY = TrainOptions(out=Path("run"), batch_size=2, prompts_per_picture=1, picture_px=96, workers=0)
 
@@ -312,6 +316,28 @@ class Clock:
     def __call__(self) -> float:
         self.now_s += 1
         return self.now_s
+
+
+def test_pretraining_takes_photos_with_and_without_known_boxes_and_names_what_it_cannot_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, size in (("known", (3200, 1600)), ("unlabelled", (40, 30))):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", size).save(tmp_path / folder / "a.png")
+        (tmp_path / folder / "b.png").write_bytes(b"no photo")
+    truth = Truth(size_wh=(3200, 1600), boxes_xyxy=np.array([[100.0, 200, 300, 400]]))
+    entries = [
+        KnownPhoto(number=place, path=tmp_path / "known" / name, truth=truth)
+        for place, name in enumerate(["a.png", "b.png"])
+    ]
+    photos = pretraining_photos(tmp_path / "unlabelled", KnownPhotos(photos=tuple(entries)))
+    assert [photo.pixels.shape for photo in photos] == [(30, 40, 3), (PRETRAINING_PX // 2, PRETRAINING_PX, 3)]
+    assert photos[0].truth is None
+    assert photos[1].truth is not None
+    assert photos[1].truth.boxes_xyxy.tolist() == [[50, 100, 150, 200]]
+    assert capsys.readouterr().err.count("b.png': expected a JPEG") == 2
+    with pytest.raises(CommandError, match="none of 1 can be used"):
+        pretraining_photos(None, KnownPhotos(photos=(entries[1],)))
 
 
 def test_the_loss_falls_a_killed_run_goes_on_and_the_weights_load(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Trains the network on a GPU, while many CPU cores render.
 
 Knows tensors, the network's modules and the pictures; not where photos come from. Differs from model.training.loop in
-two things: pieces are cut and lit on the device (model.training.pictures), and
-photos without labels can teach, with the boxes that the engine finds there with another checkpoint.
+two things: pieces are cut and lit on the device (model.training.pictures), and photos without known boxes can teach,
+with those that the engine finds there with another checkpoint.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,11 +24,20 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model.boxes import iou_matrix
-from model.checkpoints import BUNDLED_CONFIG, BUNDLED_WEIGHTS, read_weights, write_weights
+from model.checkpoints import (
+    BUNDLED_CONFIG,
+    BUNDLED_WEIGHTS,
+    calibrated_threshold,
+    excess_width,
+    find_checkpoint,
+    read_weights,
+    write_weights,
+)
 from model.engine import Sam2Engine
 from model.loading import EngineOptions
 from model.network import PIXEL_DEVIATION, PIXEL_MEAN
 from model.proposer import boxes_of_cells
+from model.quality import Truth
 from model.renderer.shelves import MIN_SIDE_PX, MIN_VISIBLE_SHARE
 from model.sam2_module import FacingsModule, build_module, load_weights
 from model.training.loop import SAM_STRIDE, SECOND_ROUND_SHARE, WEIGHTS_OF_LOSSES, initialise_decoder, prompt_losses
@@ -54,14 +63,33 @@ REAL_LONGER_PX = (900.0, 1900.0)  # longer side of the photos that pieces are cu
 Report = dict[str, float]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RealPhoto:
+    """A photo to learn from.
+
+    pixels: uint8 `[H, W, 3]`. truth: the boxes of all its facings, in pixels; None where the teacher looks for them.
+    """
+
+    pixels: PixelArray
+    truth: Truth | None = None
+
+    def at_most(self, longer_px: int) -> RealPhoto:
+        """The same photo with at most so many pixels on its longer side."""
+        height, width = self.pixels.shape[:2]
+        scale = min(1.0, longer_px / max(height, width))
+        size_wh = max(1, round(width * scale)), max(1, round(height * scale))
+        pixels = cast(PixelArray, cv2.resize(self.pixels, size_wh, interpolation=cv2.INTER_AREA))
+        return RealPhoto(pixels=pixels, truth=None if self.truth is None else self.truth.scaled(size_wh))
+
+
 @dataclass(frozen=True, kw_only=True)
 class PretrainOptions:
     """How a run goes.
 
     start_from: a checkpoint of facings-nano to begin with. encoder_weights: published weights of the encoder (a `.pth`
     of EfficientNet-Lite) to begin with instead, and all else untrained.
-    photos: pixels of photos without labels to learn from, uint8 `[H, W, 3]`. teacher: the checkpoint that labels them.
-    real_share: of a batch, cut from them.
+    photos: to learn from. teacher: the checkpoint that labels those without known boxes. real_share: of a batch, cut
+    from photos.
     kept_pictures: rendered pictures on the device. waits_for: how many there must be before the first step.
     """
 
@@ -70,7 +98,7 @@ class PretrainOptions:
     start_from: Path = BUNDLED_WEIGHTS
     encoder_weights: Path | None = None
     textures: Path | None = None
-    photos: Sequence[PixelArray] = ()
+    photos: Sequence[RealPhoto] = ()
     teacher: Path = BUNDLED_WEIGHTS
     device: str = "cuda"
     seed: int = 0
@@ -110,11 +138,16 @@ def load_encoder(encoder: EfficientNetLite, tensors: dict[str, torch.Tensor]) ->
 
 
 class Learner:
-    """A network that learns, its moving average and its optimizer."""
+    """A network that learns, its moving average and its optimizer.
 
-    def __init__(self, module: FacingsModule, options: PretrainOptions) -> None:
+    excess_width: by how much of their width the boxes that rendered shelves teach are too wide on photos. The engine
+    narrows them, so that pieces of photos teach boxes that are as much too wide.
+    """
+
+    def __init__(self, module: FacingsModule, options: PretrainOptions, *, excess_width: float = 0.0) -> None:
         self.options = options
         self.module = module
+        self.excess_width = excess_width
         self.optimizer = optimizer_of(module, options.learning_rate, fused=options.device != "cpu")
         module.train()
         moving_average = get_ema_multi_avg_fn(options.average)  # type: ignore[no-untyped-call]
@@ -139,7 +172,7 @@ class Learner:
         maps = self.module.features(normalised(pieces.images))
         centre, distances, quality = self.module.proposal_head.answers(maps.finest)
         with torch.autocast(centre.device.type, enabled=False):
-            dense = dense_batch(pieces)
+            dense = dense_batch(widened(pieces, ~has_masks, self.excess_width))
             boxes = boxes_of_cells(distances)
             losses = {
                 "centre": centre_loss(centre, dense.centre, dense.is_known),
@@ -212,13 +245,35 @@ def pseudo_labels(boxes: FloatArray, is_sure: BoolArray, side_px: int) -> tuple[
     return torch.from_numpy(ids), torch.from_numpy(kept)
 
 
-def found_on(photos: Sequence[PixelArray], checkpoint: Path, device: str) -> list[Detections]:
-    """What the engine finds on each photo with a checkpoint, unsure boxes too. Raises EngineError."""
-    engine = Sam2Engine(EngineOptions(checkpoint=str(checkpoint), device=device))
+def known_of(truth: Truth) -> Detections:
+    """Known boxes as if a teacher had found them: it is sure of each, and unsure where there may be some that nobody
+    boxed."""
+    boxes = np.concatenate([truth.boxes_xyxy, truth.crowds_xyxy]).astype(np.float32)
+    scores = np.repeat(np.array([1.0, UNSURE_SCORE], np.float32), [len(truth.boxes_xyxy), len(truth.crowds_xyxy)])
+    return Detections(boxes_xyxy=boxes, scores=scores)
+
+
+def labels_of(photos: Sequence[RealPhoto], teacher: Path, device: str) -> list[Detections]:
+    """The known boxes of each photo, or what the engine finds there with the teacher, unsure boxes too. Raises
+    EngineError."""
+    engine = Sam2Engine(EngineOptions(checkpoint=str(teacher), device=device))
     try:
-        return [engine.preannotate(Photo(pixels=photo), score_threshold=UNSURE_SCORE) for photo in photos]
+        return [
+            known_of(photo.truth)
+            if photo.truth is not None
+            else engine.preannotate(Photo(pixels=photo.pixels), score_threshold=UNSURE_SCORE)
+            for photo in photos
+        ]
     finally:
         engine.close()
+
+
+def widened(pieces: Pieces, rows: torch.Tensor, excess_width: float) -> Pieces:
+    """The boxes of some pieces, bool `[B]`, so much wider that narrowing by `excess_width` gives them back."""
+    boxes = pieces.boxes_xyxy
+    change = (1 / (1 - excess_width) - 1) / 2 * (boxes[..., 2] - boxes[..., 0]) * rows[:, None]
+    nothing = torch.zeros_like(change)
+    return replace(pieces, boxes_xyxy=boxes + torch.stack([-change, nothing, change, nothing], dim=-1))
 
 
 def joined(first: Pieces, second: Pieces) -> Pieces:
@@ -253,7 +308,9 @@ class _Run:
         self.rng = np.random.default_rng(options.seed)
         module = _first_module(options)
         module = module.to(self.device).to(memory_format=torch.channels_last)
-        self.learner = Learner(module, options)
+        teacher = find_checkpoint(str(options.teacher), config=BUNDLED_CONFIG, has_gpu=False)
+        self.score_threshold = calibrated_threshold(teacher)
+        self.learner = Learner(module, options, excess_width=excess_width(teacher))
         self.rendered = Pictures(options.kept_pictures, options.picture_px, self.device)
         count = len(options.photos) * options.pieces_per_photo
         self.real = Pictures(max(count, 1), options.picture_px, self.device)
@@ -270,12 +327,13 @@ class _Run:
             self.rendered.add(torch.from_numpy(picture.pixels), ids, torch.from_numpy(picture.boxes_xyxy))
 
     def take_photos(self) -> None:
-        """Pieces of the photos, with what the engine finds there with the teacher's weights."""
+        """Pieces of the photos, with their known boxes, or those that the teacher finds there."""
         options = self.options
         facings = 0
-        for photo, found in zip(options.photos, found_on(options.photos, options.teacher, options.device), strict=True):
+        labels = labels_of(options.photos, options.teacher, options.device)
+        for photo, found in zip(options.photos, labels, strict=True):
             for _ in range(options.pieces_per_photo):
-                piece = cut_piece(photo, found, options.picture_px, self.rng)
+                piece = cut_piece(photo.pixels, found, options.picture_px, self.rng)
                 self.real.add(piece.pixels, piece.ids, piece.boxes_xyxy)
                 facings += len(piece.boxes_xyxy)
         self.log({"pieces_of_photos": float(len(self.real)), "facings_on_them": float(facings)})
@@ -294,7 +352,10 @@ class _Run:
     def export(self) -> Path:
         facts = {name: str(getattr(self.options, name)) for name in ("minutes", "seed", "batch_size", "learning_rate")}
         path = self.options.out / "facings-nano.safetensors"
-        self.learner.export(path, facts | {"pictures": str(self.rendered.added)})
+        facts |= {"pictures": str(self.rendered.added), "excess_width": f"{self.learner.excess_width:g}"}
+        if self.score_threshold is not None:
+            facts["score_threshold"] = f"{self.score_threshold:g}"
+        self.learner.export(path, facts)
         return path
 
 
