@@ -6,7 +6,12 @@ import cv2
 import numpy as np
 import pytest
 
+from model.renderer.camera import new_view
+from model.renderer.canvas import Canvas
+from model.renderer.paint import Rng
 from model.renderer.shelves import MIN_SIDE_PX, Textures, load_textures, preview, render_shelf
+from model.renderer.shop import Shop
+from model.renderer.surroundings import draw_banner, draw_poster, draw_tiles, tiled_floor, tiles
 
 SIZES_WH = [(64, 64), (128, 96), (256, 384)]
 
@@ -120,3 +125,31 @@ def test_the_preview_is_a_page_of_samples_in_a_folder_of_its_own(tmp_path: Path)
     page = cv2.imread(str(path))
     assert page is not None
     assert page.shape == (1536, 2048, 3)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("draw", ["poster", "banner", "tiles"])
+def test_posters_banners_and_tiles_hide_goods_and_hold_none(draw: str, seed: int) -> None:
+    rng, canvas = Rng(seed), Canvas(320, 240)
+    shop = Shop(rng, canvas, 30.0, new_view(rng, calm=True), None)
+    before = canvas.rgb.copy()
+    canvas.ids[:] = 1
+    if draw == "poster":
+        draw_poster(shop, 20, 10)
+    elif draw == "banner":
+        draw_banner(shop, 20, 300, 10)
+    else:
+        draw_tiles(shop, 20, 10, 300, 200)
+    changed = (canvas.rgb != before).any(-1)
+    assert changed.sum() > 500
+    assert not canvas.ids[changed].any(), "nothing that was drawn is a facing"
+    assert canvas.ids[:10].all()
+    assert canvas.ids[:, :20].all(), "goods beside it stay"
+    assert len(canvas.areas) == 1, "and there are no new ones"
+
+
+def test_tiles_fill_their_area_however_large_they_are() -> None:
+    for seed in range(10):
+        assert tiles(Rng(seed), 40, 70, (2.0, 9.0)).shape == (40, 70, 3)
+        assert tiles(Rng(seed), 40, 70, (500.0, 500.0)).shape == (40, 70, 3)
+        assert tiled_floor(Rng(seed), 5, 70, 20.0).shape == (5, 70, 3)

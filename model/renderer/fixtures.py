@@ -24,6 +24,7 @@ from model.renderer.paint import (
 )
 from model.renderer.products import Product
 from model.renderer.shop import Shop
+from model.renderer.surroundings import tiled_floor
 
 
 def draw_ceiling(shop: Shop, y: int) -> None:
@@ -58,7 +59,10 @@ def draw_floor(shop: Shop, y: int) -> None:
     colour = floats(from_hsv(rng.between(0.02, 0.16), rng.between(0, 0.3), tone / 255))
     speckle = 1 + rng.between(0.02, 0.1) * smooth_noise(rng, rows, canvas.width, rng.between(0.03, 0.3))[:, :, None]
     fade = np.linspace(0.55, 1.1, rows, dtype=np.float32)[:, None, None]
-    canvas.rgb[y:] = np.clip(colour * speckle * fade, 0, 255).astype(np.uint8)
+    ground = colour * speckle
+    if rng.chance(0.5):
+        ground = tiled_floor(rng, rows, canvas.width, shop.facing_px * rng.log_between(0.6, 5)) * speckle
+    canvas.rgb[y:] = np.clip(ground * fade, 0, 255).astype(np.uint8)
     plinth = int(shop.facing_px * rng.between(0.3, 1.2))
     canvas.fill(0, y, canvas.width, y + plinth, tint(shop.style.rail, rng.between(0.2, 0.9)))
     step = shop.facing_px * rng.between(2, 6)

@@ -16,6 +16,7 @@ from model.renderer.foreground import clip_strip, glass_doors, passer_by, signs
 from model.renderer.paint import floats, smooth_noise
 from model.renderer.rows import stand_row
 from model.renderer.shop import Shop
+from model.renderer.surroundings import draw_banner, draw_poster, draw_tiles
 
 
 def draw_scene(shop: Shop, *, whole: bool) -> None:
@@ -37,7 +38,7 @@ def draw_scene(shop: Shop, *, whole: bool) -> None:
         width = shop.facing_px * rng.log_between(9, 30) * (rng.between(0.15, 1) if x < 0 else 1.0)
         if rng.chance(0.35):
             ledges = _ledges(shop, top, bottom)
-        mode = rng.weighted({"shelf": 8.2, "wall": 1.0, "hooks": 0.5, "top": 0.15})
+        mode = rng.weighted({"shelf": 8.2, "wall": 1.0, "hooks": 0.5, "top": 0.15, "tiles": 0.0 if whole else 0.25})
         _bay(shop, x, x + width, ledges, mode)
         x += width
         if rng.chance(0.45):
@@ -48,6 +49,14 @@ def draw_scene(shop: Shop, *, whole: bool) -> None:
         glass_doors(rng, canvas, shop.facing_px)
     if rng.chance(0.1):
         clip_strip(rng, canvas, shop.facing_px, shop.designer)
+    if not whole and rng.chance(0.15):
+        for _ in range(rng.whole(1, 3)):
+            draw_poster(shop, rng.between(-0.1, 1) * canvas.width, rng.between(-0.1, 1) * canvas.height)
+    if not whole and rng.chance(0.1):
+        left = rng.between(-0.2, 0.6) * canvas.width
+        draw_banner(
+            shop, left, left + canvas.width * rng.between(0.4, 1.2), top + rng.between(-0.1, 0.7) * (bottom - top)
+        )
     signs(rng, canvas, shop.facing_px)
     if rng.chance(0.08):
         passer_by(rng, canvas, shop.facing_px)
@@ -77,6 +86,11 @@ def _bay(shop: Shop, x0: float, x1: float, ledges: list[tuple[float, float]], mo
         return
     if mode == "top":
         trays_from_above(shop, x0, x1, ledges)
+        return
+    if mode == "tiles":
+        draw_tiles(shop, x0, ledges[-1][0] - ledges[-1][1], x1, ledges[0][0])
+        if rng.chance(0.6):
+            draw_poster(shop, rng.between(x0, x1), rng.between(0, canvas.height))
         return
     if rng.chance(0.2) or mode == "hooks":
         draw_perforated_wall(shop, x0, x1, ledges)
