@@ -17,7 +17,11 @@ from conftest import Studio, running_facings
 from learners import shelf_project, small_disk, submit, wait_for, write_tuned
 from projects import SHELF_BOXES
 
+from backend.label_studio.project import Project
+from backend.learning.collect import collect
 from backend.learning.store import ProjectStore
+from backend.photos.loader import PhotoLoader
+from backend.settings import Settings
 from scripts.demo.demo import ROOT
 from scripts.demo.label_studio_client import Client
 
@@ -181,3 +185,28 @@ def test_a_training_on_a_full_disk_is_one_line(studio: Studio, tmp_path: Path) -
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr
     assert re.search(r"no training: .*No space left", ended.stderr), ended.stderr
+
+
+def test_of_many_photos_the_latest_count_as_many_as_a_folder_may_hold(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number, tasks = shelf_project(studio.client, tmp_path, 5)
+    order = [tasks[place] for place in (3, 0, 4, 1)]  # the third is never submitted
+    submit(studio.client, order)
+    settings = Settings.from_env(settings_for(studio, tmp_path))
+    with Project(studio.url, studio.account.token, number, retry_budget_s=10) as project:
+        store = ProjectStore.of(tmp_path / "learned", project.key)
+        assert store is not None
+
+        def collected() -> list[str]:
+            photos = collect(project, PhotoLoader(settings), store)
+            assert sorted(path.name for path in store.photo_path("").iterdir()) == sorted(one.file for one in photos)
+            return [photo.key.partition(".")[0] for photo in photos]
+
+        wanted = [str(task) for task, _ in order]
+        assert collected() == wanted
+        monkeypatch.setattr("backend.learning.collect.MAX_PHOTOS", 2)
+        assert collected() == wanted[-2:]
+        latest = store.photo_path(store.photos()[-1].file).stat().st_size
+        monkeypatch.setattr("backend.learning.collect.MAX_BYTES", latest + 1)
+        assert collected() == wanted[-1:]

@@ -149,6 +149,14 @@ class Project:
             found.update((task.id, task) for task in tasks)
         return found
 
+    def latest_annotated(self, count: int) -> list[Task]:
+        """At most `count` tasks with annotations, those first that were fully annotated last."""
+        annotated = {"filter": "filter:tasks:total_annotations", "operator": "greater", "type": "Number", "value": 0}
+        ordering = ["-tasks:completed_at"]
+        read = partial(self._list, count, filters=[annotated], ordering=ordering)
+        tasks: list[Task] = self._with_retries("tasks", read)
+        return tasks
+
     def predictions_of(self, task: int, version: str) -> list[int]:
         """The ids of a task's predictions of one version, oldest first. Label Studio sends their bodies along."""
         listed: Any = self._with_retries("predictions", lambda: self._sdk.predictions.list(task=task))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from backend.errors import FacingsError
 from backend.label_studio.label_config import ImageControls
 from backend.label_studio.predictions import photo_address
-from backend.label_studio.project import Project, Selection, Task
+from backend.label_studio.project import Project, Task
 from backend.label_studio.regions import Region, boxes_from_regions, is_rectangle
 from backend.learning.store import KnownPhoto, ProjectStore
 from backend.photos.loader import Access, PhotoLoader
@@ -28,20 +28,36 @@ from model.quality import Truth, count_corrections
 from model.types import FloatArray
 
 MAX_PHOTOS = 400  # of a project; the latest count
+MAX_BYTES = 2 << 30  # of their files
 TASKS_AT_A_TIME = 10  # their regions come in one answer: 100 kB a task
 LEAST_SIDE_PX = 2.0  # of a box: smaller ones are slips of the hand
 JPEG_QUALITY = 95
 
 
 def collect(project: Project, loader: PhotoLoader, store: ProjectStore) -> list[KnownPhoto]:
-    """Brings the project's folder to what is submitted now, and returns its photos.
+    """Brings the project's folder to what is submitted now, and returns its photos: the latest MAX_PHOTOS, or as many
+    of them as MAX_BYTES hold.
 
     Photos whose annotation did not change are not read again. Raises ProjectError where Label Studio cannot be asked,
     OSError where the disk cannot be written.
     """
-    known = {photo.key: photo for photo in store.photos()}
-    tasks = [task for page in project.pages(Selection()) for task in page if task.is_labelled]
     found: list[KnownPhoto] = []
+    size = 0
+    for photo in _latest(project, loader, store):
+        size += store.photo_path(photo.file).stat().st_size
+        if len(found) == MAX_PHOTOS or size > MAX_BYTES:
+            log_event(logging.INFO, "older_photos_left_out", project=project.id, kept=len(found))
+            break
+        found.append(photo)
+    found.sort(key=lambda photo: (photo.submitted_at, photo.key))
+    store.write_photos(found)
+    return found
+
+
+def _latest(project: Project, loader: PhotoLoader, store: ProjectStore) -> Iterator[KnownPhoto]:
+    """The photos of the tasks that were annotated last, the latest first."""
+    known = {photo.key: photo for photo in store.photos()}
+    tasks = project.latest_annotated(MAX_PHOTOS + 1)
     for start in range(0, len(tasks), TASKS_AT_A_TIME):
         chunk = tasks[start : start + TASKS_AT_A_TIME]
         regions = project.regions_of_all([task.id for task in chunk])
@@ -53,10 +69,7 @@ def collect(project: Project, loader: PhotoLoader, store: ProjectStore) -> list[
             for image in project.label_config.images:
                 photo = _known_photo(project, loader, store, task, image, annotation, predictions, known)
                 if photo is not None:
-                    found.append(photo)
-    found = sorted(found, key=lambda photo: (photo.submitted_at, photo.key))[-MAX_PHOTOS:]
-    store.write_photos(found)
-    return found
+                    yield photo
 
 
 def _known_photo(
