@@ -120,7 +120,7 @@ def _from_path(requested: str, config: str | None) -> Checkpoint:
         )
     if not path.is_file():
         raise CheckpointError(f"checkpoint: no file at {requested!r}")
-    config = config or _metadata(path).get("network") or _config_by_file_name(path)
+    config = config or read_facts(path).get("network") or _config_by_file_name(path)
     if config is None:
         raise CheckpointError(
             f"checkpoint {path.name!r}: its network is unknown; set checkpoint_config to {BUNDLED_CONFIG!r}, a config"
@@ -142,7 +142,8 @@ def _at(path: Path, *, name: str, config: str) -> Checkpoint:
     return Checkpoint(name=name, config=config, weights=path, digest=digest)
 
 
-def _metadata(path: Path) -> dict[str, str]:
+def read_facts(path: Path) -> dict[str, str]:
+    """What `write_weights` wrote about weights; empty for a file of another kind. Raises CheckpointError."""
     if path.suffix != ".safetensors":
         return {}
     try:
@@ -154,14 +155,14 @@ def _metadata(path: Path) -> dict[str, str]:
 
 def calibrated_threshold(checkpoint: Checkpoint) -> float | None:
     """The score threshold that the weights' file carries: the one that cost the fewest corrections when measured."""
-    text = _metadata(checkpoint.weights).get("score_threshold")
+    text = read_facts(checkpoint.weights).get("score_threshold")
     return None if text is None else float(text)
 
 
 def excess_width(checkpoint: Checkpoint) -> float:
     """By how much of their width the boxes of the checkpoint's detector are too wide on real shelves, as the weights'
     file says; 0 where that was not measured."""
-    return float(_metadata(checkpoint.weights).get("excess_width", 0))
+    return float(read_facts(checkpoint.weights).get("excess_width", 0))
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -12,18 +12,27 @@ from typing import Any
 
 import numpy as np
 import pytest
-from learners import IMAGE, SIZE_WH, shelves, small_disk
+import torch
+from learners import IMAGE, SIZE_WH, shelves, small_disk, write_tuned
 
 from backend.errors import CommandError, SettingsError
 from backend.learning.collect import facings_of
+from backend.learning.forgetting import FIRST_SHELF, MOST_FORGOTTEN, SHELF_WH, forget_less, rendered_ap
 from backend.learning.store import Figures, KnownPhoto, Progress, ProjectStore, State, Version, learned_settings
 from backend.learning.training import Trained, fine_tune, keys_kept_aside, roll_back, split
 from backend.settings import Settings
 from backend.transports.project_page import project_page
-from model.checkpoints import BUNDLED_WEIGHTS
+from model.checkpoints import BUNDLED_WEIGHTS, read_facts, read_weights
+from model.renderer.shelves import render_shelf
 from model.training.samples import LabelledPhoto
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def few_shelves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One rendered shelf tells here what was forgotten."""
+    monkeypatch.setattr("backend.learning.forgetting.SHELVES", 1)
 
 
 def known_photo(number: int, **changes: Any) -> KnownPhoto:
@@ -240,6 +249,23 @@ def test_the_best_weights_are_kept_and_serve_only_if_they_are_better(
     assert (found.before.corrections, found.after.corrections) == (measured[0], min(measured))
     assert found.is_better == is_better
     assert found.weights.is_file()
+
+
+@pytest.mark.parametrize(("noise", "is_moved"), [(0.0, False), (4.0, True)], ids=["the same", "much forgotten"])
+def test_weights_that_forgot_rendered_shelves_are_moved_back_until_little_is_forgotten(
+    tmp_path: Path, noise: float, is_moved: bool
+) -> None:
+    learned = write_tuned(tmp_path / "learned.safetensors", noise=noise)
+    before, facts = read_weights(learned), read_facts(learned)
+    share = forget_less(learned, BUNDLED_WEIGHTS, device="cpu")
+    after, start = read_weights(learned), read_weights(BUNDLED_WEIGHTS)
+    assert (share > 0) == is_moved
+    assert read_facts(learned) == facts
+    for name, tensor in after.items():
+        assert torch.allclose(tensor.float(), torch.lerp(before[name].float(), start[name].float(), share), atol=1e-2)
+    shelf = render_shelf(FIRST_SHELF, SHELF_WH)
+    own, first = (rendered_ap(weights, [shelf], device="cpu") for weights in (learned, BUNDLED_WEIGHTS))
+    assert own >= first - MOST_FORGOTTEN
 
 
 @pytest.mark.parametrize(

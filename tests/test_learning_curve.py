@@ -32,6 +32,7 @@ def test_the_curve_has_a_point_for_each_number_of_photos_that_there_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(curve, "RENDERED", 1)
+    monkeypatch.setattr("backend.learning.forgetting.SHELVES", 1)
     settings = Settings(device="cpu", learn_minutes=0.05)
     points = list(curve.learning_curve(settings, known(tmp_path, 10), seeds=1))
     assert [(point.seed, point.photos) for point in points] == [(0, 0), (0, 5)]

@@ -22,6 +22,7 @@ from pathlib import Path
 from backend.errors import CommandError
 from backend.label_studio.project import Project
 from backend.learning.collect import collect
+from backend.learning.forgetting import forget_less
 from backend.learning.store import Figures, KnownPhoto, Progress, ProjectStore, Version
 from backend.photos.files import read_photo, read_pixels
 from backend.photos.loader import PhotoLoader
@@ -201,7 +202,8 @@ def fine_tune(
     """Trains a detector on photos with known boxes; goes on where one was killed that had the same folder.
 
     measure: figures of a checkpoint on photos kept aside. The weights that are best there are taken, of at most
-    MEASUREMENTS + 1; so their figure is a little better than it will be on other photos. show, report: as in `learn`.
+    MEASUREMENTS + 1; so their figure is a little better than it will be on other photos. Where they find rendered
+    shelves much worse than those at the start, they are moved back towards these. show, report: as in `learn`.
     """
     from model.training.loop import train
     from model.training.options import TrainOptions, for_few_photos
@@ -221,7 +223,8 @@ def fine_tune(
         measured.append(figures)
         if len(measured) == 1 or figures.corrections < measured[best].corrections:
             best = len(measured) - 1
-            shutil.copyfile(checkpoint, best_path)
+            if checkpoint != best_path:
+                shutil.copyfile(checkpoint, best_path)
         return figures
 
     def score(checkpoint: Path) -> dict[str, float]:
@@ -255,9 +258,12 @@ def fine_tune(
         train(for_few_photos(options), progress, score=score)
     except _Enough:
         show("no better any more: the training ends early")
-    return Trained(
-        before=measured[0], after=measured[best], weights=best_path, minutes=(time.monotonic() - started) / 60
-    )
+    after = measured[best]
+    report(Progress(stage="measuring", photos=len(learned)))
+    if best and (share := forget_less(best_path, start_from, device=device)):
+        show(f"{share:.0%} of what was learned is given up, since rendered shelves were forgotten")
+        after = measured_on(best_path)
+    return Trained(before=measured[0], after=after, weights=best_path, minutes=(time.monotonic() - started) / 60)
 
 
 def _keep(store: ProjectStore, parts: Split, trained: Trained, *, parent: str, digest: str) -> Version:
