@@ -24,6 +24,7 @@ from backend.errors import RequestError
 from backend.service import Service
 from backend.settings import Settings
 from backend.transports.page import create_app
+from backend.transports.page_gate import MAX_BYTES
 from backend.transports.workbench import MAX_WORKS, Workbench, begin
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -142,6 +143,18 @@ def test_files_of_this_machine_are_not_handed_out(path: str) -> None:
 def test_of_gradios_routes_only_those_that_the_page_needs_are_open(path: str) -> None:
     with calling() as caller:
         assert caller.http.post(f"/gradio_api/{path}", json={}).status_code == 404
+
+
+@pytest.mark.parametrize("is_announced", [True, False], ids=["with its length", "in chunks"])
+@pytest.mark.parametrize("path", ["/gradio_api/run/select", "/login", "/config"])
+def test_a_call_that_is_too_large_is_refused_before_it_is_read(path: str, is_announced: bool) -> None:
+    content = bytes(MAX_BYTES + 1) if is_announced else iter([b" " * 10_000] * 10)
+    with calling() as caller:
+        answer = caller.http.post(path, content=content)
+        assert answer.status_code == 413
+        assert answer.text == "expected a body of at most 64 KiB"
+        assert caller.http.post(path, content=b"{}").status_code != 413
+        assert "2 boxes" in caller.drop(PNG)
 
 
 def test_no_call_takes_files_or_addresses_in_a_components_value() -> None:

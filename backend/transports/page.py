@@ -15,7 +15,6 @@ import html
 import json
 import logging
 import os
-import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,17 +39,13 @@ with extra_needed("page", "--page"):
     from fastapi import Depends, FastAPI, HTTPException, Response
     from fastapi.security import HTTPBasic, HTTPBasicCredentials
     from gradio.utils import get_upload_folder
-    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from backend.transports.page_gate import Gate
 
 Found = TypeVar("Found")
 
 LOOPBACK = "127.0.0.1"
 BASIC = HTTPBasic(auto_error=False)  # out here, where FastAPI looks for what annotations name
-# Gradio has more, such as files by their path, recordings and calls of a model; none of them is wanted here.
-ROUTES = re.compile(
-    r"/|/(metrics|config|login|logout|theme\.css|favicon\.ico|manifest\.json|(static|assets|svelte)/.+)"
-    r"|/gradio_api/(upload|upload_progress|app_id|heartbeat/\w+|run/\w+)"
-)
 FILES_KEPT_S = 60
 MAX_STEM = 80  # characters of the photo's name in those of downloaded files
 STOP_S = 3  # for answers that are on their way when the page is stopped
@@ -164,7 +159,7 @@ async def _create_app(settings: Settings, service: Service) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     page = _Page(settings, service)
 
-    app.add_middleware(_OnlyRoutes)
+    app.add_middleware(Gate)
 
     @app.get("/metrics")
     def metrics(given: Annotated[HTTPBasicCredentials | None, Depends(BASIC)] = None) -> Response:
@@ -220,17 +215,6 @@ def _may_enter(settings: Settings, user: str | None, password: str | None) -> bo
     except AuthError:
         return False
     return True
-
-
-class _OnlyRoutes:
-    """Answers what is none of ROUTES with 404."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_known = scope["type"] != "http" or ROUTES.fullmatch(scope["path"])
-        await (self._app if is_known else Response(status_code=404))(scope, receive, send)
 
 
 class _Page:
