@@ -40,7 +40,7 @@ lint: setup ## Check style, types and import rules
 	.venv/bin/lint-imports
 
 test: setup ## Run the tests, with a real Label Studio and a real Chromium
-	.venv/bin/pytest --durations=25
+	.venv/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=25
 
 test-slow: setup ## Compare the larger networks of SAM 2.1 with upstream, minutes each
 	.venv/bin/pytest -m slow
