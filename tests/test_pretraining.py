@@ -258,6 +258,16 @@ def test_batches_with_other_numbers_of_boxes_are_joined() -> None:
     assert len(both.images) == 3
 
 
+def test_how_well_boxes_fit_is_learned_from_known_ones_and_not_from_a_teachers(tmp_path: Path) -> None:
+    torch.manual_seed(8)
+    options = PretrainOptions(out=tmp_path, minutes=1, device="cpu", piece_px=96, prompts_per_piece=1)
+    learner = Learner(build_module(BUNDLED_CONFIG), options)
+    pieces, photos = kept_pictures().pieces(2, 96), torch.zeros(2, dtype=torch.bool)
+    rng = np.random.default_rng(0)
+    assert learner.learn(pieces, photos, is_exact=~photos, done=0.5, rng=rng)["quality"] > 0
+    assert learner.learn(pieces, photos, is_exact=photos, done=0.5, rng=rng)["quality"] == 0
+
+
 def test_a_run_learns_from_renderers_and_from_photos_and_leaves_the_first_stages_as_they_are(tmp_path: Path) -> None:
     torch.manual_seed(7)
     published = lite1().state_dict()

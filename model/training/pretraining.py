@@ -155,20 +155,26 @@ class Learner:
         self.step = 0
 
     def learn(
-        self, pieces: Pieces, has_masks: torch.Tensor, done: float, rng: np.random.Generator
+        self, pieces: Pieces, has_masks: torch.Tensor, is_exact: torch.Tensor, done: float, rng: np.random.Generator
     ) -> dict[str, torch.Tensor]:
-        """One step at `done` of the run; returns its losses, on the device."""
+        """One step at `done` of the run; returns its losses, on the device.
+
+        has_masks, is_exact: bool `[B]`, of the pieces: whether they are rendered, so that their masks are known, and
+        whether their boxes are known and not those of a teacher.
+        """
         rate = self.options.learning_rate * min(1.0, 0.01 + done / WARM_UP_SHARE)
         rate *= 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
         set_rate(self.optimizer, rate)
         with torch.autocast(torch.device(self.options.device).type, torch.bfloat16):
-            losses = self._losses(pieces, has_masks, rng)
+            losses = self._losses(pieces, has_masks, is_exact, rng)
         total = torch.stack([WEIGHTS_OF_LOSSES[name] * loss for name, loss in losses.items()]).sum()
         descend(total, self.module, self.optimizer, self.average)
         self.step += 1
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def _losses(self, pieces: Pieces, has_masks: torch.Tensor, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    def _losses(
+        self, pieces: Pieces, has_masks: torch.Tensor, is_exact: torch.Tensor, rng: np.random.Generator
+    ) -> dict[str, torch.Tensor]:
         maps = self.module.features(normalised(pieces.images))
         centre, distances, quality = self.module.proposal_head.answers(maps.finest)
         with torch.autocast(centre.device.type, enabled=False):
@@ -179,8 +185,8 @@ class Learner:
                 "box": box_loss(boxes, dense.boxes_xyxy, dense.weight),
             }
             if quality is not None:
-                exact = dense.weight * has_masks[:, None, None]
-                losses["quality"] = quality_loss(quality, boxes.detach(), dense.boxes_xyxy, exact)
+                weight = dense.weight * is_exact[:, None, None]
+                losses["quality"] = quality_loss(quality, boxes.detach(), dense.boxes_xyxy, weight)
             rows, prompts = prompt_batch(pieces, self.options.prompts_per_piece, has_masks)
         cells = (self.module.sam.image_size - self.options.piece_px) // SAM_STRIDE
         offset = (int(rng.integers(cells + 1)), int(rng.integers(cells + 1)))
@@ -253,17 +259,13 @@ def known_of(truth: Truth) -> Detections:
     return Detections(boxes_xyxy=boxes, scores=scores)
 
 
-def labels_of(photos: Sequence[RealPhoto], teacher: Path, device: str) -> list[Detections]:
-    """The known boxes of each photo, or what the engine finds there with the teacher, unsure boxes too. Raises
-    EngineError."""
-    engine = Sam2Engine(EngineOptions(checkpoint=str(teacher), device=device))
+def found_on(photos: Sequence[PixelArray], checkpoint: Path, device: str) -> list[Detections]:
+    """What the engine finds on each photo with a checkpoint, unsure boxes too. Raises EngineError."""
+    if not photos:
+        return []
+    engine = Sam2Engine(EngineOptions(checkpoint=str(checkpoint), device=device))
     try:
-        return [
-            known_of(photo.truth)
-            if photo.truth is not None
-            else engine.preannotate(Photo(pixels=photo.pixels), score_threshold=UNSURE_SCORE)
-            for photo in photos
-        ]
+        return [engine.preannotate(Photo(pixels=photo), score_threshold=UNSURE_SCORE) for photo in photos]
     finally:
         engine.close()
 
@@ -312,8 +314,11 @@ class _Run:
         self.score_threshold = calibrated_threshold(teacher)
         self.learner = Learner(module, options, excess_width=excess_width(teacher))
         self.rendered = Pictures(options.kept_pictures, options.picture_px, self.device)
-        count = len(options.photos) * options.pieces_per_photo
-        self.real = Pictures(max(count, 1), options.picture_px, self.device)
+        known = sum(photo.truth is not None for photo in options.photos)
+        self.known, self.found = (
+            Pictures(max(count, 1) * options.pieces_per_photo, options.picture_px, self.device)
+            for count in (known, len(options.photos) - known)
+        )
         self.sums: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
 
     def log(self, line: Report) -> None:
@@ -330,23 +335,31 @@ class _Run:
         """Pieces of the photos, with their known boxes, or those that the teacher finds there."""
         options = self.options
         facings = 0
-        labels = labels_of(options.photos, options.teacher, options.device)
-        for photo, found in zip(options.photos, labels, strict=True):
+        unlabelled = [photo.pixels for photo in options.photos if photo.truth is None]
+        found = iter(found_on(unlabelled, options.teacher, options.device))
+        for photo in options.photos:
+            labels = next(found) if photo.truth is None else known_of(photo.truth)
             for _ in range(options.pieces_per_photo):
-                piece = cut_piece(photo.pixels, found, options.picture_px, self.rng)
-                self.real.add(piece.pixels, piece.ids, piece.boxes_xyxy)
-                facings += len(piece.boxes_xyxy)
-        self.log({"pieces_of_photos": float(len(self.real)), "facings_on_them": float(facings)})
+                piece = cut_piece(photo.pixels, labels, options.picture_px, self.rng)
+                pictures = self.found if photo.truth is None else self.known
+                if pictures.add(piece.pixels, piece.ids, piece.boxes_xyxy):
+                    facings += len(piece.boxes_xyxy)
+        self.log({"pieces_of_photos": float(len(self.known) + len(self.found)), "facings_on_them": float(facings)})
 
     def step(self, done: float) -> None:
         options = self.options
-        count = round(options.batch_size * options.real_share) if len(self.real) else 0
-        pieces = self.rendered.pieces(options.batch_size - count, options.piece_px)
-        if count:
-            pieces = joined(pieces, self.real.pieces(count, options.piece_px))
-        pieces = Pieces(**{**vars(pieces), "images": relit_batch(pieces.images)})
-        is_exact = torch.arange(options.batch_size, device=self.device) < options.batch_size - count
-        for loss, value in self.learner.learn(pieces, is_exact, done, self.rng).items():
+        photos = len(self.known) + len(self.found)
+        real = round(options.batch_size * options.real_share) if photos else 0
+        found = round(real * len(self.found) / photos) if photos else 0
+        rendered = options.batch_size - real
+        pieces = self.rendered.pieces(rendered, options.piece_px)
+        for pictures, count in ((self.known, real - found), (self.found, found)):
+            if count:
+                pieces = joined(pieces, pictures.pieces(count, options.piece_px))
+        pieces = replace(pieces, images=relit_batch(pieces.images))
+        place = torch.arange(options.batch_size, device=self.device)
+        has_masks, is_exact = place < rendered, place < options.batch_size - found
+        for loss, value in self.learner.learn(pieces, has_masks, is_exact, done, self.rng).items():
             self.sums[loss].append(value)
 
     def export(self) -> Path:
