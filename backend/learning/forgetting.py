@@ -18,9 +18,9 @@ from model.quality import CANDIDATE_SCORE, Truth, average_precision
 from model.renderer.shelves import Shelf, render_shelf
 
 MOST_FORGOTTEN = 0.02  # AP on rendered shelves
-SHARES_BACK = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # of the way back to the weights at the start, until little enough is forgotten
-SHELVES = 12
-SHELF_WH = (1200, 900)
+SHARES_BACK = (0.15, 0.3, 0.45, 0.6, 0.75)  # of the way back to the weights at the start, until little enough is forgotten
+SHELVES = 8
+SHELF_WH = (1600, 1200)
 FIRST_SHELF = 20_000_000  # far from the numbers that training and `facings evaluate` draw
 
 
