@@ -18,7 +18,7 @@ from model.quality import CANDIDATE_SCORE, Truth, average_precision
 from model.renderer.shelves import Shelf, render_shelf
 
 MOST_FORGOTTEN = 0.02  # AP on rendered shelves
-SHARES_BACK = (0.15, 0.3, 0.45, 0.6, 0.75)  # of the way back to the weights at the start, until little enough is forgotten
+SHARES_BACK = (0.15, 0.3, 0.45, 0.6, 0.75)  # of the way back to the weights at the start
 SHELVES = 8
 SHELF_WH = (1600, 1200)
 FIRST_SHELF = 20_000_000  # far from the numbers that training and `facings evaluate` draw
