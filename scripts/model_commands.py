@@ -53,7 +53,7 @@ ControlOption = Annotated[
         show_default=False,
     ),
 ]
-LearningPhotosOption = Annotated[Path | None, typer.Option(help="Photos to learn from as well.", show_default=False)]
+LearningPhotosOption = Annotated[Path | None, typer.Option(help="Folder of photos to learn from.", show_default=False)]
 LearningTruthOption = Annotated[
     Path | None,
     typer.Option(help="Known boxes of --photos: a file or folder, as for facings evaluate.", show_default=False),
@@ -260,7 +260,7 @@ def pretrain(
 ) -> None:
     """Train facings-nano on rendered shelves and real photos, on a GPU; the bundled one was made so.
 
-    A quarter of the pictures are pieces of real photos, whether their boxes are known or not.
+    With photos, a quarter of the pictures are pieces of them, whether their boxes are known or not.
 
     Prints the losses, and at the end the checkpoint. What is there is written every minute; a run cannot be resumed,
     but another can begin with its weights.

@@ -48,7 +48,8 @@ def labelled_photos(known: KnownPhotos) -> LabelledPhotos:
 
 def pretraining_photos(unlabelled: Path | None, known: KnownPhotos | None) -> list[RealPhoto]:
     """The photos of a folder, and those with known boxes, as pretraining takes them: all in memory. What cannot be
-    used is left out, with a line on standard error. Raises CommandError when nothing remains of one of them."""
+    used is left out, with a line on standard error. Raises CommandError when the folder, or the known ones, hold none
+    that can be used."""
     from model.training.pretraining import RealPhoto
 
     max_pixels = Settings.from_env(os.environ).max_photo_pixels

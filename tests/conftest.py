@@ -5,6 +5,7 @@ Each starts once in a session, on a port of its own, and only when a test asks f
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -50,17 +51,32 @@ def servers_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def label_studio_command() -> Path:
     """The command of the Label Studio that the demo installs."""
-    return label_studio.install(LABEL_STUDIO_ENVIRONMENT, uv=shutil.which("uv") or "uv")
+    with _alone("installed"):
+        return label_studio.install(LABEL_STUDIO_ENVIRONMENT, uv=shutil.which("uv") or "uv")
+
+
+@contextmanager
+def _alone(what: str) -> Iterator[None]:
+    """While the block runs, no other process of this checkout does the same."""
+    MIGRATED_DATA.parent.mkdir(exist_ok=True)
+    with (MIGRATED_DATA.parent / f".label-studio-{what}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")
 def migrated_data(label_studio_command: Path, servers_dir: Path) -> Path:
-    """A data folder of Label Studio with nothing in it but `ACCOUNT`, to copy: making one takes half a minute."""
-    if not MIGRATED_DATA.exists():
-        fresh = servers_dir / "migrated"
-        with _running_studio(label_studio_command, fresh, servers_dir / "migrations.log"):
-            pass
-        shutil.copytree(fresh, MIGRATED_DATA)
+    """A data folder of Label Studio with nothing in it but `ACCOUNT`, to copy: making one takes half a minute. One of
+    the processes that run tests makes it, the others wait."""
+    with _alone("migrated"):
+        if not MIGRATED_DATA.exists():
+            fresh = servers_dir / "migrated"
+            with _running_studio(label_studio_command, fresh, servers_dir / "migrations.log"):
+                pass
+            partial = MIGRATED_DATA.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(fresh, partial)
+            partial.rename(MIGRATED_DATA)
     return MIGRATED_DATA
 
 

@@ -227,6 +227,7 @@ def trained(folder: Path, corrections: list[float], *, run: Path | None = None) 
         learned,
         BUNDLED_WEIGHTS,
         measure,
+        origin=BUNDLED_WEIGHTS,
         max_pixels=10**8,
         minutes=0.1,
         device="cpu",
@@ -251,13 +252,26 @@ def test_the_best_weights_are_kept_and_serve_only_if_they_are_better(
     assert found.weights.is_file()
 
 
+def test_weights_that_were_moved_back_are_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[tuple[Path, Path]] = []
+
+    def forget_less(learned: Path, start: Path, *, origin: Path, device: str) -> float:
+        moved.append((start, origin))
+        return 0.3
+
+    monkeypatch.setattr("backend.learning.training.forget_less", forget_less)
+    found, measured = trained(tmp_path, [60, 50, 55])
+    assert moved == [(BUNDLED_WEIGHTS, BUNDLED_WEIGHTS)]
+    assert found.after.corrections == measured[-1] == 55
+
+
 @pytest.mark.parametrize(("noise", "is_moved"), [(0.0, False), (4.0, True)], ids=["the same", "much forgotten"])
 def test_weights_that_forgot_rendered_shelves_are_moved_back_until_little_is_forgotten(
     tmp_path: Path, noise: float, is_moved: bool
 ) -> None:
     learned = write_tuned(tmp_path / "learned.safetensors", noise=noise)
     before, facts = read_weights(learned), read_facts(learned)
-    share = forget_less(learned, BUNDLED_WEIGHTS, device="cpu")
+    share = forget_less(learned, BUNDLED_WEIGHTS, origin=BUNDLED_WEIGHTS, device="cpu")
     after, start = read_weights(learned), read_weights(BUNDLED_WEIGHTS)
     assert (share > 0) == is_moved
     assert read_facts(learned) == facts

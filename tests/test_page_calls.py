@@ -19,6 +19,7 @@ import pytest
 from fakes import FakeEngine, painted_photo
 from fastapi.testclient import TestClient
 from PIL import Image
+from starlette.requests import ClientDisconnect
 
 from backend.errors import RequestError
 from backend.service import Service
@@ -117,6 +118,14 @@ def test_a_file_with_too_many_bytes_is_refused_before_it_is_kept(files: Path) ->
         answer = caller.http.post("/gradio_api/upload", files={"files": ("shelf.png", bytes(200_000))})
         assert answer.status_code == 413
         assert photos_in(files) == []
+
+
+def test_an_upload_that_is_no_file_is_cut_off(files: Path) -> None:
+    with calling(max_photo_bytes=100_000) as caller:
+        with pytest.raises(ClientDisconnect):
+            caller.http.post("/gradio_api/upload", files={"field": (None, bytes(100_000 + MAX_BYTES))})
+        assert photos_in(files) == []
+        assert "2 boxes" in caller.drop(PNG)
 
 
 @pytest.mark.parametrize("way", ["path", "link"])

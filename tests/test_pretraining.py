@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,12 @@ from model.quality import Truth
 from model.renderer.shelves import render_shelf
 from model.sam2_module import build_module, load_module, load_weights
 from model.training.losses import centre_loss, quality_loss
-from model.training.pictures import Pictures, dense_batch, prompt_batch, relit_batch
+from model.training.pictures import Pictures, Pieces, dense_batch, prompt_batch, relit_batch
 from model.training.pretraining import (
     Learner,
     PretrainOptions,
     RealPhoto,
+    _Run,
     cut_piece,
     joined,
     known_of,
@@ -307,6 +309,29 @@ def test_a_run_learns_from_renderers_and_from_photos_and_leaves_the_first_stages
             learned.stages[number].state_dict().values(), start.stages[number].state_dict().values(), strict=True
         ):
             assert torch.allclose(mine.float(), theirs.float(), atol=1e-2)
+
+
+def test_known_photos_teach_however_few_they_are(tmp_path: Path) -> None:
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    truth = Truth(size_wh=(64, 64), boxes_xyxy=np.array([[8.0, 8, 40, 40]]))
+    photos = [RealPhoto(pixels=pixels, truth=truth), *[RealPhoto(pixels=pixels)] * 60]
+    options = PretrainOptions(out=tmp_path, minutes=1, photos=photos, device="cpu", picture_px=64, piece_px=32)
+    run = _Run(replace(options, batch_size=8, real_share=0.5, kept_pictures=8))
+    counts: list[tuple[int, int]] = []
+
+    def learn(pieces: Pieces, has_masks: torch.Tensor, is_exact: torch.Tensor, *_: object) -> dict[str, torch.Tensor]:
+        counts.append((int(has_masks.sum()), int(is_exact.sum())))
+        return {}
+
+    run.learner.learn = learn  # type: ignore[method-assign, assignment]
+    for pictures, count in ((run.rendered, 8), (run.known, 1), (run.found, 60)):
+        for _ in range(count):
+            ids = torch.ones(64, 64, dtype=torch.int16)
+            pictures.add(torch.zeros(64, 64, 3, dtype=torch.uint8), ids, torch.tensor([[8.0, 8, 40, 40]]))
+    for _ in range(200):
+        run.step(0.5)
+    assert {rendered for rendered, _ in counts} == {4}
+    assert 0 < sum(exact - rendered for rendered, exact in counts) < 40
 
 
 def test_the_renderers_hand_over_pictures_with_their_labels() -> None:

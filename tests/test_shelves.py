@@ -9,6 +9,7 @@ import pytest
 from model.renderer.camera import new_view
 from model.renderer.canvas import Canvas
 from model.renderer.paint import Rng
+from model.renderer.scene import _bay
 from model.renderer.shelves import MIN_SIDE_PX, Textures, load_textures, preview, render_shelf
 from model.renderer.shop import Shop
 from model.renderer.surroundings import draw_banner, draw_poster, draw_tiles, tiled_floor, tiles
@@ -153,3 +154,10 @@ def test_tiles_fill_their_area_however_large_they_are() -> None:
         assert tiles(Rng(seed), 40, 70, (2.0, 9.0)).shape == (40, 70, 3)
         assert tiles(Rng(seed), 40, 70, (500.0, 500.0)).shape == (40, 70, 3)
         assert tiled_floor(Rng(seed), 5, 70, 20.0).shape == (5, 70, 3)
+
+
+@pytest.mark.parametrize("mode", ["shelf", "wall", "hooks", "top", "tiles"])
+def test_a_bay_without_room_stays_empty(mode: str) -> None:
+    rng, canvas = Rng(1), Canvas(320, 240)
+    _bay(Shop(rng, canvas, 30.0, new_view(rng, calm=True), None), 0, 100, [], mode)
+    assert not canvas.ids.any()

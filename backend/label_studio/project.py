@@ -149,13 +149,26 @@ class Project:
             found.update((task.id, task) for task in tasks)
         return found
 
-    def latest_annotated(self, count: int) -> list[Task]:
-        """At most `count` tasks with annotations, those first that were fully annotated last."""
+    def latest_annotated(self) -> Iterator[list[Task]]:
+        """Tasks with annotations, page by page, those first that were fully annotated last. Tasks that are annotated
+        while this goes on may come twice."""
         annotated = {"filter": "filter:tasks:total_annotations", "operator": "greater", "type": "Number", "value": 0}
-        ordering = ["-tasks:completed_at"]
-        read = partial(self._list, count, filters=[annotated], ordering=ordering)
-        tasks: list[Task] = self._with_retries("tasks", read)
-        return tasks
+        for number in itertools.count(1):
+
+            def read(number: int = number) -> list[Task]:
+                try:
+                    return self._list(
+                        TASKS_PER_PAGE, page=number, filters=[annotated], ordering=["-tasks:completed_at"]
+                    )
+                except ApiError as error:
+                    if error.status_code == 404:  # behind the last page
+                        return []
+                    raise
+
+            tasks = self._with_retries("tasks", read)
+            if not tasks:
+                return
+            yield tasks
 
     def predictions_of(self, task: int, version: str) -> list[int]:
         """The ids of a task's predictions of one version, oldest first. Label Studio sends their bodies along."""
@@ -222,7 +235,9 @@ class Project:
             yield page
             last = page[-1].id
 
-    def _list(self, count: int, *, filters: Sequence[Mapping[str, Any]] = (), **query: Any) -> list[Task]:
+    def _list(
+        self, count: int, *, page: int = 1, filters: Sequence[Mapping[str, Any]] = (), **query: Any
+    ) -> list[Task]:
         # A filter that lets everything through: it makes Label Studio look up the versions of each task's predictions.
         versions = {
             "filter": "filter:tasks:predictions_model_versions",
@@ -231,10 +246,10 @@ class Project:
             "value": [],
         }
         query["filters"] = {"conjunction": "and", "items": [versions, *filters]}
-        page: Any = self._sdk.tasks.list(
-            project=self.id, page_size=count, fields="task_only", query=json.dumps(query), resolve_uri=False
+        listed: Any = self._sdk.tasks.list(
+            project=self.id, page=page, page_size=count, fields="task_only", query=json.dumps(query), resolve_uri=False
         )
-        return [self._task(task) for task in page.items or []]
+        return [self._task(task) for task in listed.items or []]
 
     def _task(self, task: Any) -> Task:
         count = int(task.total_predictions or 0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -41,25 +42,25 @@ def collect(project: Project, loader: PhotoLoader, store: ProjectStore) -> list[
     Photos whose annotation did not change are not read again. Raises ProjectError where Label Studio cannot be asked,
     OSError where the disk cannot be written.
     """
-    found: list[KnownPhoto] = []
+    found: dict[str, KnownPhoto] = {}
     size = 0
     for photo in _latest(project, loader, store):
         size += store.photo_path(photo.file).stat().st_size
+        if size <= MAX_BYTES:
+            found[photo.key] = photo
         if len(found) == MAX_PHOTOS or size > MAX_BYTES:
-            log_event(logging.INFO, "older_photos_left_out", project=project.id, kept=len(found))
+            log_event(logging.INFO, "photos_limit_reached", project=project.id, kept=len(found))
             break
-        found.append(photo)
-    found.sort(key=lambda photo: (photo.submitted_at, photo.key))
-    store.write_photos(found)
-    return found
+    photos = sorted(found.values(), key=lambda photo: (photo.submitted_at, photo.key))
+    store.write_photos(photos)
+    return photos
 
 
 def _latest(project: Project, loader: PhotoLoader, store: ProjectStore) -> Iterator[KnownPhoto]:
     """The photos of the tasks that were annotated last, the latest first."""
     known = {photo.key: photo for photo in store.photos()}
-    tasks = project.latest_annotated(MAX_PHOTOS + 1)
-    for start in range(0, len(tasks), TASKS_AT_A_TIME):
-        chunk = tasks[start : start + TASKS_AT_A_TIME]
+    tasks = (task for page in project.latest_annotated() for task in page)
+    while chunk := list(islice(tasks, TASKS_AT_A_TIME)):
         regions = project.regions_of_all([task.id for task in chunk])
         for task in chunk:
             predictions, annotations = regions.get(task.id, ([], []))

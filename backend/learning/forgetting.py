@@ -24,14 +24,14 @@ SHELF_WH = (1600, 1200)
 FIRST_SHELF = 20_000_000  # far from the numbers that training and `facings evaluate` draw
 
 
-def forget_less(learned: Path, start: Path, *, device: str) -> float:
-    """Moves the weights in the file `learned` back towards those at the start until they find rendered shelves nearly
-    as well as these (WiSE-FT, Wortsman et al. 2022).
+def forget_less(learned: Path, start: Path, *, origin: Path, device: str) -> float:
+    """Moves the weights in the file `learned` back towards those at the start of their training until they find
+    rendered shelves nearly as well as the project's first ones, `origin`, do (WiSE-FT, Wortsman et al. 2022).
 
     Returns by which share of the way: 0 where they do so already, the last of SHARES_BACK where nothing less is enough.
     """
     shelves = [render_shelf(FIRST_SHELF + number, SHELF_WH) for number in range(SHELVES)]
-    least = rendered_ap(start, shelves, device=device) - MOST_FORGOTTEN
+    least = rendered_ap(origin, shelves, device=device) - MOST_FORGOTTEN
     if rendered_ap(learned, shelves, device=device) >= least:
         return 0.0
     own, first = read_weights(learned), read_weights(start)

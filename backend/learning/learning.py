@@ -11,7 +11,7 @@ import logging
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,16 +154,23 @@ class Learning:
             with store.locked():
                 photos = collect(project, self._service.photos, store)
             service = self.service_of(project.key)
-            submitted, state = len(photos), store.state()
+            state = store.state()
+            new = self._new_since_the_last_version(store, photos)
             if state.serving is not None:  # of the others its detector is surer than it will be of new ones
                 photos = [photo for photo in photos if photo.key in state.kept_aside]
             if len(photos) >= LEAST_FOR_THRESHOLD:
                 self._choose_threshold(store, service, photos[-PHOTOS_FOR_THRESHOLD:])
-            versions = store.versions()
-            learned = versions[-1].learned + versions[-1].kept_aside if versions else 0
             every = self._settings.learn_every
-            if every and submitted - learned >= every:
+            if every and new >= every:
                 self.happened(START_TRAINING, project_id)
+
+    @staticmethod
+    def _new_since_the_last_version(store: ProjectStore, photos: Sequence[KnownPhoto]) -> int:
+        """How many photos came. Once older ones are left out their number stays, but new ones have new keys."""
+        state, versions = store.state(), store.versions()
+        more = len(photos) - (versions[-1].learned + versions[-1].kept_aside if versions else 0)
+        unseen = {photo.key for photo in photos} - {*state.learned, *state.kept_aside}
+        return max(more, len(unseen))
 
     def _choose_threshold(self, store: ProjectStore, service: Service, photos: list[KnownPhoto]) -> None:
         serving = store.state().serving

@@ -106,6 +106,7 @@ def learn(settings: Settings, project: Project, *, show: Show) -> Version | None
             [LabelledPhoto(path=store.photo_path(photo.file), boxes_xyxy=photo.boxes_xyxy) for photo in parts.learned],
             weights,
             partial(measure, settings, store, parts.kept_aside, threshold),
+            origin=first_weights(settings)[1],
             max_pixels=settings.max_photo_pixels,
             minutes=settings.learn_minutes,
             device=settings.device,
@@ -153,6 +154,11 @@ def serving_weights(settings: Settings, store: ProjectStore) -> tuple[str, Path]
     for version in store.versions():
         if version.number == serving:
             return f"version {version.number}", store.weights(version)
+    return first_weights(settings)
+
+
+def first_weights(settings: Settings) -> tuple[str, Path]:
+    """The detector that a project begins with, and its weights."""
     if settings.detector is not None:
         return Path(settings.detector).stem, Path(settings.detector)
     own = Path(settings.checkpoint)
@@ -192,6 +198,7 @@ def fine_tune(
     start_from: Path,
     measure: Callable[[Path], Figures],
     *,
+    origin: Path,
     max_pixels: int,
     minutes: float,
     device: str,
@@ -203,7 +210,8 @@ def fine_tune(
 
     measure: figures of a checkpoint on photos kept aside. The weights that are best there are taken, of at most
     MEASUREMENTS + 1; so their figure is a little better than it will be on other photos. Where they find rendered
-    shelves much worse than those at the start, they are moved back towards these. show, report: as in `learn`.
+    shelves much worse than the project's first weights, `origin`, they are moved back towards those at the start.
+    show, report: as in `learn`.
     """
     from model.training.loop import train
     from model.training.options import TrainOptions, for_few_photos
@@ -260,7 +268,7 @@ def fine_tune(
         show("no better any more: the training ends early")
     after = measured[best]
     report(Progress(stage="measuring", photos=len(learned)))
-    if best and (share := forget_less(best_path, start_from, device=device)):
+    if best and (share := forget_less(best_path, start_from, origin=origin, device=device)):
         show(f"{share:.0%} of what was learned is given up, since rendered shelves were forgotten")
         after = measured_on(best_path)
     return Trained(before=measured[0], after=after, weights=best_path, minutes=(time.monotonic() - started) / 60)

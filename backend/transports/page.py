@@ -159,7 +159,7 @@ async def _create_app(settings: Settings, service: Service) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     page = _Page(settings, service)
 
-    app.add_middleware(Gate)
+    app.add_middleware(Gate, max_photo_bytes=settings.max_photo_bytes)
 
     @app.get("/metrics")
     def metrics(given: Annotated[HTTPBasicCredentials | None, Depends(BASIC)] = None) -> Response:

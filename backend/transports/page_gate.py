@@ -1,4 +1,4 @@
-"""What of Gradio can be reached from outside: the routes that the page needs, and calls of a size that it makes.
+"""What of Gradio can be reached from outside: the routes that the page needs, with bodies as small as the page sends.
 
 Knows ASGI and the names of Gradio's routes. Does not know what is behind them.
 """
@@ -15,19 +15,25 @@ ROUTES = re.compile(
     r"/|/(metrics|config|login|logout|theme\.css|favicon\.ico|manifest\.json|(static|assets|svelte)/.+)"
     r"|/gradio_api/(upload|upload_progress|app_id|heartbeat/\w+|run/\w+)"
 )
-UPLOADS = "/gradio_api/upload"  # Gradio counts their bytes while it writes them to a file
-MAX_BYTES = 64 << 10  # of the body of any other request: a click is a few hundred
+UPLOADS = "/gradio_api/upload"
+MAX_BYTES = 64 << 10  # of a body, beside the bytes of a photo: a click is a few hundred
 
 
 class Gate:
-    """Answers what is none of ROUTES with 404, and a body of more than MAX_BYTES with 413 before the app reads it."""
+    """Answers what is none of ROUTES with 404, and a body of more than MAX_BYTES with 413 before the app reads it.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    An upload may have `max_photo_bytes` more. It goes to the app while it comes in; one that gets too large is cut off
+    there, as if the visitor had left.
+    """
+
+    def __init__(self, app: ASGIApp, max_photo_bytes: int) -> None:
+        self._app, self._max_photo_bytes = app, max_photo_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or (scope["path"] == UPLOADS):
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
+        elif scope["path"] == UPLOADS:
+            await self._app(scope, _cut_off(receive, self._max_photo_bytes + MAX_BYTES), send)
         elif not ROUTES.fullmatch(scope["path"]):
             await Response(status_code=404)(scope, receive, send)
         elif (messages := await _small_body(receive)) is None:
@@ -39,6 +45,19 @@ class Gate:
                 return messages.pop(0) if messages else await receive()
 
             await self._app(scope, received, send)
+
+
+def _cut_off(receive: Receive, max_bytes: int) -> Receive:
+    """The messages of a request; behind so many bytes of its body, that its sender has left."""
+    size = 0
+
+    async def received() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        return message if size <= max_bytes else {"type": "http.disconnect"}
+
+    return received
 
 
 async def _small_body(receive: Receive) -> list[Message] | None:

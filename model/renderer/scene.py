@@ -81,6 +81,8 @@ def _ledges(shop: Shop, top: float, bottom: float) -> list[tuple[float, float]]:
 def _bay(shop: Shop, x0: float, x1: float, ledges: list[tuple[float, float]], mode: str) -> None:
     rng, style, canvas = shop.rng, shop.style, shop.canvas
     x1 = min(x1, canvas.width + shop.facing_px)
+    if not ledges:  # ceiling and floor leave no room
+        return
     if mode == "wall":
         wall_of_packs(shop, x0, x1, ledges)
         return

@@ -58,6 +58,7 @@ from model.types import BoolArray, CheckpointError, Detections, FloatArray, Phot
 
 WARM_UP_SHARE = 0.04
 SURE_SCORE, UNSURE_SCORE = 0.88, 0.4  # of the teacher: a facing; perhaps one
+MAX_REAL_PIECES = 6000  # on the device, 3 MB each; at least one of each photo
 REAL_LONGER_PX = (900.0, 1900.0)  # longer side of the photos that pieces are cut from, as tiles show them
 
 Report = dict[str, float]
@@ -141,7 +142,7 @@ class Learner:
     """A network that learns, its moving average and its optimizer.
 
     excess_width: by how much of their width the boxes that rendered shelves teach are too wide on photos. The engine
-    narrows them, so that pieces of photos teach boxes that are as much too wide.
+    narrows all boxes by it, so boxes on photos are made as much wider before they teach.
     """
 
     def __init__(self, module: FacingsModule, options: PretrainOptions, *, excess_width: float = 0.0) -> None:
@@ -311,12 +312,14 @@ class _Run:
         module = _first_module(options)
         module = module.to(self.device).to(memory_format=torch.channels_last)
         teacher = find_checkpoint(str(options.teacher), config=BUNDLED_CONFIG, has_gpu=False)
-        self.score_threshold = calibrated_threshold(teacher)
+        self.score_threshold = None if options.encoder_weights else calibrated_threshold(teacher)
         self.learner = Learner(module, options, excess_width=excess_width(teacher))
         self.rendered = Pictures(options.kept_pictures, options.picture_px, self.device)
+        most = MAX_REAL_PIECES // max(1, len(options.photos))
+        self.pieces_per_photo = max(1, min(options.pieces_per_photo, most))
         known = sum(photo.truth is not None for photo in options.photos)
         self.known, self.found = (
-            Pictures(max(count, 1) * options.pieces_per_photo, options.picture_px, self.device)
+            Pictures(count * self.pieces_per_photo, options.picture_px, self.device)
             for count in (known, len(options.photos) - known)
         )
         self.sums: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
@@ -339,7 +342,7 @@ class _Run:
         found = iter(found_on(unlabelled, options.teacher, options.device))
         for photo in options.photos:
             labels = next(found) if photo.truth is None else known_of(photo.truth)
-            for _ in range(options.pieces_per_photo):
+            for _ in range(self.pieces_per_photo):
                 piece = cut_piece(photo.pixels, labels, options.picture_px, self.rng)
                 pictures = self.found if photo.truth is None else self.known
                 if pictures.add(piece.pixels, piece.ids, piece.boxes_xyxy):
@@ -350,7 +353,7 @@ class _Run:
         options = self.options
         photos = len(self.known) + len(self.found)
         real = round(options.batch_size * options.real_share) if photos else 0
-        found = round(real * len(self.found) / photos) if photos else 0
+        found = int(self.rng.binomial(real, len(self.found) / photos)) if photos else 0
         rendered = options.batch_size - real
         pieces = self.rendered.pieces(rendered, options.piece_px)
         for pictures, count in ((self.known, real - found), (self.found, found)):

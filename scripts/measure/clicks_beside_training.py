@@ -63,6 +63,7 @@ def _train(folder: Path, device: str, minutes: float) -> None:
         photos,
         BUNDLED_WEIGHTS,
         lambda _: Figures(corrections=-float(next(better)), ap=0.0, ap50=0.0, score_threshold=0.5),
+        origin=BUNDLED_WEIGHTS,
         max_pixels=SHELF_WH[0] * SHELF_WH[1],
         minutes=minutes,
         device=device,

@@ -79,6 +79,7 @@ def _point(settings: Settings, submitted: Sequence[KnownPhoto], others: Sequence
                 [LabelledPhoto.known(entry.path, entry.truth) for entry in learned],
                 BUNDLED_WEIGHTS,
                 measure,
+                origin=BUNDLED_WEIGHTS,
                 max_pixels=settings.max_photo_pixels,
                 minutes=settings.learn_minutes,
                 device=settings.device,
