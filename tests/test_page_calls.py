@@ -120,10 +120,14 @@ def test_a_file_with_too_many_bytes_is_refused_before_it_is_kept(files: Path) ->
         assert photos_in(files) == []
 
 
-def test_an_upload_that_is_no_file_is_cut_off(files: Path) -> None:
+def test_an_upload_that_is_no_file_is_refused_or_cut_off(files: Path) -> None:
+    part = b'--b\r\nContent-Disposition: form-data; name="field"\r\n\r\n' + bytes(100_000 + MAX_BYTES)
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
     with calling(max_photo_bytes=100_000) as caller:
+        answer = caller.http.post("/gradio_api/upload", content=part, headers=headers)
+        assert (answer.status_code, answer.text) == (413, "expected a body of at most 165,536 bytes")
         with pytest.raises(ClientDisconnect):
-            caller.http.post("/gradio_api/upload", files={"field": (None, bytes(100_000 + MAX_BYTES))})
+            caller.http.post("/gradio_api/upload", content=iter([part]), headers=headers)
         assert photos_in(files) == []
         assert "2 boxes" in caller.drop(PNG)
 

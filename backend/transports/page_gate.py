@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,29 +23,40 @@ MAX_BYTES = 64 << 10  # of a body, beside the bytes of a photo: a click is a few
 class Gate:
     """Answers what is none of ROUTES with 404, and a body of more than MAX_BYTES with 413 before the app reads it.
 
-    An upload may have `max_photo_bytes` more. It goes to the app while it comes in; one that gets too large is cut off
-    there, as if the visitor had left.
+    An upload may have `max_photo_bytes` more. It goes to the app while it comes in; one that does not tell its length
+    and gets too large is cut off there, as if the visitor had left.
     """
 
     def __init__(self, app: ASGIApp, max_photo_bytes: int) -> None:
-        self._app, self._max_photo_bytes = app, max_photo_bytes
+        self._app, self._max_upload_bytes = app, max_photo_bytes + MAX_BYTES
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+        elif scope["path"] == UPLOADS and _length(scope) <= self._max_upload_bytes:
+            await self._app(scope, _cut_off(receive, self._max_upload_bytes), send)
         elif scope["path"] == UPLOADS:
-            await self._app(scope, _cut_off(receive, self._max_photo_bytes + MAX_BYTES), send)
+            await _too_large(f"{self._max_upload_bytes:,} bytes")(scope, receive, send)
         elif not ROUTES.fullmatch(scope["path"]):
             await Response(status_code=404)(scope, receive, send)
         elif (messages := await _small_body(receive)) is None:
-            text = f"expected a body of at most {MAX_BYTES >> 10} KiB"
-            await Response(text, status_code=413, headers={"Connection": "close"})(scope, receive, send)
+            await _too_large(f"{MAX_BYTES >> 10} KiB")(scope, receive, send)
         else:
 
             async def received() -> Message:
                 return messages.pop(0) if messages else await receive()
 
             await self._app(scope, received, send)
+
+
+def _length(scope: Scope) -> int:
+    """What a request tells about the length of its body; 0 without."""
+    text = Headers(scope=scope).get("content-length", "")
+    return int(text) if text.isdecimal() else 0
+
+
+def _too_large(limit: str) -> Response:
+    return Response(f"expected a body of at most {limit}", status_code=413, headers={"Connection": "close"})
 
 
 def _cut_off(receive: Receive, max_bytes: int) -> Receive:
