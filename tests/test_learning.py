@@ -18,6 +18,7 @@ from learners import IMAGE, SIZE_WH, shelves, small_disk, write_tuned
 from backend.errors import CommandError, SettingsError
 from backend.learning.collect import facings_of
 from backend.learning.forgetting import FIRST_SHELF, MOST_FORGOTTEN, SHELF_WH, forget_less, rendered_ap
+from backend.learning.learning import new_since_the_last_version
 from backend.learning.store import Figures, KnownPhoto, Progress, ProjectStore, State, Version, learned_settings
 from backend.learning.training import Trained, fine_tune, keys_kept_aside, roll_back, split
 from backend.settings import Settings
@@ -207,6 +208,16 @@ def rectangle(**value: Any) -> dict[str, Any]:
 def test_of_an_annotation_the_boxes_count_and_the_rest_is_passed_over(region: Any, boxes: list[list[float]]) -> None:
     found = facings_of([region, rectangle(x=50, y=50)], IMAGE, SIZE_WH)
     assert found.tolist() == pytest.approx(np.array([*boxes, [320, 240, 384, 336]]))
+
+
+def test_new_photos_count_also_when_older_ones_are_left_out_for_them(store: ProjectStore, tmp_path: Path) -> None:
+    before, after = [known_photo(number) for number in range(7)], [known_photo(number) for number in range(2, 9)]
+    assert new_since_the_last_version(store, before) == 7
+    (tmp_path / "new.safetensors").write_bytes(b"weights")
+    store.add(replace(version(1), learned=3, kept_aside=4), tmp_path / "new.safetensors")
+    store.change(learned=tuple(photo.key for photo in before[:3]), kept_aside=tuple(photo.key for photo in before[3:]))
+    assert new_since_the_last_version(store, before) == 0
+    assert new_since_the_last_version(store, after) == 2
 
 
 # Training

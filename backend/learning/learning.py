@@ -155,7 +155,7 @@ class Learning:
                 photos = collect(project, self._service.photos, store)
             service = self.service_of(project.key)
             state = store.state()
-            new = self._new_since_the_last_version(store, photos)
+            new = new_since_the_last_version(store, photos)
             if state.serving is not None:  # of the others its detector is surer than it will be of new ones
                 photos = [photo for photo in photos if photo.key in state.kept_aside]
             if len(photos) >= LEAST_FOR_THRESHOLD:
@@ -163,14 +163,6 @@ class Learning:
             every = self._settings.learn_every
             if every and new >= every:
                 self.happened(START_TRAINING, project_id)
-
-    @staticmethod
-    def _new_since_the_last_version(store: ProjectStore, photos: Sequence[KnownPhoto]) -> int:
-        """How many photos came. Once older ones are left out their number stays, but new ones have new keys."""
-        state, versions = store.state(), store.versions()
-        more = len(photos) - (versions[-1].learned + versions[-1].kept_aside if versions else 0)
-        unseen = {photo.key for photo in photos} - {*state.learned, *state.kept_aside}
-        return max(more, len(unseen))
 
     def _choose_threshold(self, store: ProjectStore, service: Service, photos: list[KnownPhoto]) -> None:
         serving = store.state().serving
@@ -265,3 +257,11 @@ def _in_one_line(work: Callable[[int], None], project_id: int) -> None:
         work(project_id)
     except Exception as error:
         log_event(logging.WARNING, "learning_failed", project=project_id, reason=f"{type(error).__name__}: {error}")
+
+
+def new_since_the_last_version(store: ProjectStore, photos: Sequence[KnownPhoto]) -> int:
+    """How many photos came. Once older ones are left out their number stays, but new ones have new keys."""
+    state, versions = store.state(), store.versions()
+    more = len(photos) - (versions[-1].learned + versions[-1].kept_aside if versions else 0)
+    unseen = {photo.key for photo in photos} - {*state.learned, *state.kept_aside}
+    return max(more, len(unseen))
