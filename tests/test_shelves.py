@@ -161,3 +161,9 @@ def test_a_bay_without_room_stays_empty(mode: str) -> None:
     rng, canvas = Rng(1), Canvas(320, 240)
     _bay(Shop(rng, canvas, 30.0, new_view(rng, calm=True), None), 0, 100, [], mode)
     assert not canvas.ids.any()
+
+
+def test_decoys_are_drawn_only_where_they_are_asked_for() -> None:
+    plain, decoyed = ([render_shelf(seed, (160, 160), decoys=decoys) for seed in range(30)] for decoys in (False, True))
+    changed = [not np.array_equal(a.photo_rgb, b.photo_rgb) for a, b in zip(plain, decoyed, strict=True)]
+    assert any(changed)

@@ -50,7 +50,7 @@ def draw_ceiling(shop: Shop, y: int) -> None:
             x += w + int(h * rng.between(1, 8))
 
 
-def draw_floor(shop: Shop, y: int) -> None:
+def draw_floor(shop: Shop, y: int, *, tiled: bool) -> None:
     rng, canvas = shop.rng, shop.canvas
     rows = canvas.height - y
     if rows < 3:
@@ -60,7 +60,7 @@ def draw_floor(shop: Shop, y: int) -> None:
     speckle = 1 + rng.between(0.02, 0.1) * smooth_noise(rng, rows, canvas.width, rng.between(0.03, 0.3))[:, :, None]
     fade = np.linspace(0.55, 1.1, rows, dtype=np.float32)[:, None, None]
     ground = colour * speckle
-    if rng.chance(0.5):
+    if tiled:
         ground = tiled_floor(rng, rows, canvas.width, shop.facing_px * rng.log_between(0.6, 5)) * speckle
     canvas.rgb[y:] = np.clip(ground * fade, 0, 255).astype(np.uint8)
     plinth = int(shop.facing_px * rng.between(0.3, 1.2))

@@ -19,7 +19,7 @@ from model.renderer.shop import Shop
 from model.renderer.surroundings import draw_banner, draw_poster, draw_tiles
 
 
-def draw_scene(shop: Shop, *, whole: bool) -> None:
+def draw_scene(shop: Shop, *, whole: bool, decoys: bool) -> None:
     rng, canvas = shop.rng, shop.canvas
     canvas.rgb[:] = shop.style.wall
     small = (128 * (1 + 0.12 * smooth_noise(rng, 32, 32, 0.6))).astype(np.uint8)
@@ -31,14 +31,14 @@ def draw_scene(shop: Shop, *, whole: bool) -> None:
         draw_ceiling(shop, int(top))
     if whole or rng.chance(0.14):
         bottom = canvas.height * (1 - MARGIN * 0.75 - rng.between(0.02, 0.12 if whole else 0.32))
-        draw_floor(shop, int(bottom))
+        draw_floor(shop, int(bottom), tiled=decoys and rng.chance(0.5))
     x = -rng.between(0, 2) * shop.facing_px
     ledges = _ledges(shop, top, bottom)
     while x < canvas.width:
         width = shop.facing_px * rng.log_between(9, 30) * (rng.between(0.15, 1) if x < 0 else 1.0)
         if rng.chance(0.35):
             ledges = _ledges(shop, top, bottom)
-        mode = rng.weighted({"shelf": 8.2, "wall": 1.0, "hooks": 0.5, "top": 0.15, "tiles": 0.0 if whole else 0.25})
+        mode = rng.weighted({"shelf": 8.2, "wall": 1.0, "hooks": 0.5, "top": 0.15, "tiles": 0.25 if decoys else 0.0})
         _bay(shop, x, x + width, ledges, mode)
         x += width
         if rng.chance(0.45):
@@ -49,10 +49,10 @@ def draw_scene(shop: Shop, *, whole: bool) -> None:
         glass_doors(rng, canvas, shop.facing_px)
     if rng.chance(0.1):
         clip_strip(rng, canvas, shop.facing_px, shop.designer)
-    if not whole and rng.chance(0.15):
+    if decoys and rng.chance(0.15):
         for _ in range(rng.whole(1, 3)):
             draw_poster(shop, rng.between(-0.1, 1) * canvas.width, rng.between(-0.1, 1) * canvas.height)
-    if not whole and rng.chance(0.1):
+    if decoys and rng.chance(0.1):
         left = rng.between(-0.2, 0.6) * canvas.width
         draw_banner(
             shop, left, left + canvas.width * rng.between(0.4, 1.2), top + rng.between(-0.1, 0.7) * (bottom - top)

@@ -48,9 +48,15 @@ class Shelf:
 
 
 def render_shelf(
-    seed: int, size_wh: tuple[int, int], *, textures: Textures | None = None, facing_px: float | None = None
+    seed: int,
+    size_wh: tuple[int, int],
+    *,
+    textures: Textures | None = None,
+    facing_px: float | None = None,
+    decoys: bool = False,
 ) -> Shelf:
-    """Render one photo. `facing_px` is the typical width of a facing in pixels.
+    """Render one photo. `facing_px` is the typical width of a facing in pixels. `decoys`: some photos also show what
+    looks like goods and is none, such as posters of products, banners with large letters, and tiles.
 
     When None, small pictures are pieces of a shelf with facings of any usual size; from 900 px on the shorter side they
     are photos of a whole shelf with some 100 to 200 facings. Raises ValueError for sides below 32 px.
@@ -66,7 +72,7 @@ def render_shelf(
         facing_px = rng.log_between(14, 110) * min(size_wh) / 512
     canvas = Canvas(round(width * (1 + 2 * MARGIN)), round(height * (1 + 2 * MARGIN)))
     view = new_view(rng, calm=whole)
-    draw_scene(Shop(rng, canvas, facing_px, view, textures), whole=whole)
+    draw_scene(Shop(rng, canvas, facing_px, view, textures), whole=whole, decoys=decoys)
     map_x, map_y, area = lens(view, size_wh, (canvas.width, canvas.height))
     rgb = cast(Pixels, cv2.remap(canvas.rgb, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
     ids = cast("npt.NDArray[np.uint16]", cv2.remap(canvas.ids, map_x, map_y, cv2.INTER_NEAREST))
@@ -108,7 +114,7 @@ def preview(path: Path | str, *, textures: Textures | None = None, seed: int = 0
     """
     tiles = []
     for i in range(12):
-        shelf = render_shelf(seed + i, (512, 512), textures=textures)
+        shelf = render_shelf(seed + i, (512, 512), textures=textures, decoys=True)
         tile = shelf.photo_rgb.copy()
         if i % 3 != 2:  # every third as the network sees it
             for x0, y0, x1, y1 in shelf.boxes_xyxy.astype(int):

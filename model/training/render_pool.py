@@ -117,7 +117,7 @@ def _render(
             index += processes
             rng = np.random.default_rng(key)
             facing_px = FACING_PX[0] + (FACING_PX[1] - FACING_PX[0]) * rng.random() ** 2
-            shelf = render_shelf(key, (side_px, side_px), textures=textures, facing_px=facing_px)
+            shelf = render_shelf(key, (side_px, side_px), textures=textures, facing_px=facing_px, decoys=True)
             while not free or pipe.poll():
                 free.append(pipe.recv())
             slot = free.pop()

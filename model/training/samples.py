@@ -125,7 +125,7 @@ class Samples(IterableDataset[Sample]):
         else:
             facing_px = FACING_PX[0] + (FACING_PX[1] - FACING_PX[0]) * rng.random() ** 2
             size_wh = (self.picture_px, self.picture_px)
-            shelf = render_shelf(number, size_wh, textures=self.textures, facing_px=facing_px)
+            shelf = render_shelf(number, size_wh, textures=self.textures, facing_px=facing_px, decoys=True)
         if len(shelf.boxes_xyxy) < max(1, self.prompts_per_picture):
             return
         for variant in (shelf, mirrored(shelf)):
