@@ -183,6 +183,16 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def blended(
+    tensors: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor], share: float
+) -> dict[str, torch.Tensor]:
+    """Tensors by name, moved by this share of the way towards the others of the same names; whole numbers stay."""
+    return {
+        name: torch.lerp(tensor.float(), others[name].float(), share) if tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
+    }
+
+
 def write_weights(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, str]) -> None:
     """Writes tensors by name as fp16 safetensors, with facts about them in the file's metadata; whole or not at all.
 

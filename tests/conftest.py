@@ -1,6 +1,6 @@
 """Fixtures of the tests against real servers: a Label Studio, a Facings backend under gunicorn, a Chromium.
 
-Each starts once in a session, on a port of its own, and only when a test asks for it.
+Each starts once in each process that runs tests, on a port of its own, and only when a test asks for it.
 """
 
 from __future__ import annotations

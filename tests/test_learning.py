@@ -282,6 +282,7 @@ def test_weights_that_forgot_rendered_shelves_are_moved_back_until_little_is_for
 ) -> None:
     learned = write_tuned(tmp_path / "learned.safetensors", noise=noise)
     before, facts = read_weights(learned), read_facts(learned)
+    assert forget_less(learned, BUNDLED_WEIGHTS, origin=learned, device="cpu") == 0, "no worse than the first ones"
     share = forget_less(learned, BUNDLED_WEIGHTS, origin=BUNDLED_WEIGHTS, device="cpu")
     after, start = read_weights(learned), read_weights(BUNDLED_WEIGHTS)
     assert (share > 0) == is_moved

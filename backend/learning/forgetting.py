@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from model import EngineOptions, Photo, Sam2Engine
-from model.checkpoints import read_facts, read_weights, write_weights
+from model.checkpoints import blended, read_facts, read_weights, write_weights
 from model.quality import CANDIDATE_SCORE, Truth, average_precision
 from model.renderer.shelves import Shelf, render_shelf
 
@@ -37,8 +36,7 @@ def forget_less(learned: Path, start: Path, *, origin: Path, device: str) -> flo
     own, first = read_weights(learned), read_weights(start)
     facts = read_facts(learned)
     for share in SHARES_BACK:
-        mixed = {name: _between(tensor, first[name], share) for name, tensor in own.items()}
-        write_weights(learned, mixed, facts)
+        write_weights(learned, blended(own, first, share), facts)
         if rendered_ap(learned, shelves, device=device) >= least:
             break
     return share
@@ -54,7 +52,3 @@ def rendered_ap(weights: Path, shelves: Sequence[Shelf], *, device: str) -> floa
         engine.close()
     truths = [Truth(size_wh=SHELF_WH, boxes_xyxy=one.boxes_xyxy.astype(np.float64)) for one in shelves]
     return average_precision(truths, found).ap
-
-
-def _between(tensor: torch.Tensor, start: torch.Tensor, share: float) -> torch.Tensor:
-    return torch.lerp(tensor.float(), start.float(), share) if tensor.is_floating_point() else tensor

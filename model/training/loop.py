@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from model.checkpoints import (
     BUNDLED_CONFIG,
+    blended,
     calibrated_threshold,
     excess_width,
     find_checkpoint,
@@ -250,12 +251,7 @@ class _Run:
         """The averaged weights; with a `start_share`, moved towards the weights at the start by so much of the way, so
         that less of what these knew is forgotten (WiSE-FT, Wortsman et al. 2022)."""
         learned: dict[str, torch.Tensor] = self.average.module.state_dict()
-        return {
-            name: torch.lerp(tensor, self.start[name], self.options.start_share)
-            if name in self.start and tensor.is_floating_point()
-            else tensor
-            for name, tensor in learned.items()
-        }
+        return blended(learned, self.start, self.options.start_share) if self.start else learned
 
     def export(self, *, score_threshold: float | None = None) -> Path:
         """Writes the averaged weights as fp16 safetensors, with how they came about in the file's metadata.

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
+from backend.learning.forgetting import SHELF_WH, rendered_ap
 from backend.learning.learning import LEAST_FOR_THRESHOLD
 from backend.learning.store import Figures
 from backend.learning.training import LEAST_KEPT_ASIDE, LEAST_LEARNED, figures_of, fine_tune, keys_kept_aside
 from backend.photos.files import read_photo
 from backend.settings import Settings
-from model import Detections, EngineOptions, Photo, Sam2Engine
+from model import Detections, EngineOptions, Sam2Engine
 from model.checkpoints import BUNDLED, BUNDLED_WEIGHTS, calibrated_threshold, find_checkpoint
 from model.quality import CANDIDATE_SCORE, Truth, average_precision, count_corrections
 from model.renderer.shelves import render_shelf
@@ -30,7 +31,6 @@ from scripts.labels import KnownPhoto
 PHOTOS = (0, 5, 10, 20)
 RENDERED = 12  # shelves that show whether what they taught is forgotten
 FIRST_RENDERED = 10_000_000  # far from the numbers that training draws
-RENDERED_WH = (1600, 1200)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,9 @@ def _point(settings: Settings, submitted: Sequence[KnownPhoto], others: Sequence
                 weights, threshold = trained.weights, trained.after.score_threshold
         if threshold is None and len(submitted) >= LEAST_FOR_THRESHOLD:
             threshold = _figures(settings, submitted, weights).score_threshold
-        truths, found, default, rendered_ap = _boxes(settings, others, weights)
+        truths, found, default = _boxes(settings, others, weights)
+        shelves = [render_shelf(FIRST_RENDERED + number, SHELF_WH) for number in range(RENDERED)]
+        on_rendered = rendered_ap(weights, shelves, device=settings.device)
     (corrections,) = count_corrections(truths, found, [default if threshold is None else threshold])
     precision = average_precision(truths, found)
     return Point(
@@ -105,33 +107,29 @@ def _point(settings: Settings, submitted: Sequence[KnownPhoto], others: Sequence
         score_threshold=corrections.score_threshold,
         is_promoted=is_promoted,
         minutes=minutes,
-        rendered_ap=rendered_ap,
+        rendered_ap=on_rendered,
     )
 
 
 def _figures(settings: Settings, known: Sequence[KnownPhoto], weights: Path) -> Figures:
-    truths, found, _, _ = _boxes(settings, known, weights, rendered=0)
+    truths, found, _ = _boxes(settings, known, weights)
     start = find_checkpoint(BUNDLED, config=None, has_gpu=False)
     return figures_of(truths, found, calibrated_threshold(start) or 0.0)
 
 
 def _boxes(
-    settings: Settings, known: Sequence[KnownPhoto], weights: Path, *, rendered: int = RENDERED
-) -> tuple[list[Truth], list[Detections], float, float]:
-    """Known and found boxes, the default threshold of the weights, and their AP on rendered shelves."""
+    settings: Settings, known: Sequence[KnownPhoto], weights: Path
+) -> tuple[list[Truth], list[Detections], float]:
+    """Known and found boxes, and the default threshold of the weights."""
     engine = Sam2Engine(EngineOptions(checkpoint=str(weights), device=settings.device, cache_bytes=0))
     try:
         engine.wait_ready()
         read = partial(read_photo, max_pixels=settings.max_photo_pixels)
         found = [engine.preannotate(read(entry.path), score_threshold=CANDIDATE_SCORE) for entry in known]
-        shelves = [render_shelf(FIRST_RENDERED + number, RENDERED_WH) for number in range(rendered)]
-        drawn = [engine.preannotate(Photo(pixels=one.photo_rgb), score_threshold=CANDIDATE_SCORE) for one in shelves]
         threshold = engine.score_threshold
     finally:
         engine.close()
-    exact = [Truth(size_wh=RENDERED_WH, boxes_xyxy=one.boxes_xyxy.astype(np.float64)) for one in shelves]
-    rendered_ap = average_precision(exact, drawn).ap if rendered else float("nan")
-    return [entry.truth for entry in known], found, threshold, rendered_ap
+    return [entry.truth for entry in known], found, threshold
 
 
 def print_curve(points: Iterator[Point]) -> None:
